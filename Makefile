@@ -1,0 +1,53 @@
+# make setup   the environment, in .venv
+# make demo    a small checkpoint to a verified bundle on three platforms
+# make test    the whole test suite
+# make check   lint, format and types
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := demo
+TARGETS := --target coreml-ane --target litert-cpu --target tensorrt-orin
+
+.PHONY: setup demo test check format clean
+
+setup: $(VENV)/.ready
+
+# torch is installed by its exact version first: asked for by a range, pip takes the CUDA build.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not ((3, 11) <= sys.version_info < (3, 14)))' \
+	  || { echo "Python 3.11 to 3.13 is needed; say which with PYTHON=python3.12"; exit 3; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing (a few minutes the first time) …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup
+	@rm -rf $(DEMO)
+	@echo "# 1. a small checkpoint: Mobile-O's architecture, random weights"
+	@$(BIN)/mobile-o-export init-checkpoint $(DEMO)/checkpoint --size tiny --seed 7
+	@$(BIN)/mobile-o-export inspect $(DEMO)/checkpoint
+	@echo; echo "# 2. what an export would do"
+	@$(BIN)/mobile-o-export plan $(DEMO)/checkpoint $(TARGETS)
+	@echo; echo "# 3. golden from PyTorch, three platforms, parity, bundle"
+	@$(BIN)/mobile-o-export export $(DEMO)/checkpoint $(TARGETS) --bundle-version 0.1.0 --out $(DEMO)/bundle
+	@echo; echo "# 4. what is in it"
+	@cd $(DEMO)/bundle && find . -maxdepth 2 | LC_ALL=C sort
+	@echo; echo "# 5. verified again, as CI would, from the bundle alone"
+	@$(BIN)/mobile-o-export verify $(DEMO)/bundle
+	@echo; echo "The bundle is in $(DEMO)/bundle."
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) $(DEMO) build dist .mypy_cache .ruff_cache .pytest_cache

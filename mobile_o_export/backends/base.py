@@ -1,0 +1,135 @@
+"""The seam between what is exported and how: backends, artifacts, executors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from mobile_o_export.components.base import Component, GraphOptions, GraphSpec
+from mobile_o_export.parity.metrics import Array
+from mobile_o_export.precision import Precision
+
+if TYPE_CHECKING:
+    from mobile_o_export.checkpoint import Checkpoint
+    from mobile_o_export.targets import Sequence
+
+Progress = Callable[[str], None]
+"""Takes a short phrase of what is happening now."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """
+    What a backend can do on this host.
+
+    ``problem`` says why it cannot lower or run, and ``remedy`` what to install.
+    """
+
+    backend: str
+    runtime: str
+    versions: Mapping[str, str]
+    problem: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class LowerRequest:
+    """One component to be lowered for one target."""
+
+    target: str
+    component: Component
+    precision: Precision
+    sequence: Sequence
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class GraphFile:
+    """
+    Where one graph lies.
+
+    Attributes:
+        spec: the graph.
+        file: path below the artifact's folder (a .mlpackage is a folder itself).
+        entry: the function or signature inside the file; empty where the file is the graph.
+    """
+
+    spec: GraphSpec
+    file: str
+    entry: str
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A lowered component: its graphs, and whatever ships beside them in its folder."""
+
+    graphs: tuple[GraphFile, ...]
+
+
+class Executor(Protocol):
+    """
+    Runs an artifact's graphs exactly as the files say: padded, masked, caches in and out.
+
+    ``runtime`` names what computes, so that a report can say what a pass proves.
+    """
+
+    runtime: str
+
+    def run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs of the graph by the names in the file; states are kept between calls."""
+        ...
+
+    def reset(self) -> None:
+        """Sets every state to zero."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Backend(Protocol):
+    """One ecosystem."""
+
+    name: str
+    precisions: tuple[Precision, ...]
+
+    def probe(self) -> Probe:
+        """What works on this host; imports the vendor's packages."""
+        ...
+
+    def graph_options(self, request: LowerRequest) -> GraphOptions:
+        """
+        The graphs' options that follow from a request.
+
+        Raises:
+            ConfigError: the target's ``[options]`` are wrong.
+        """
+        ...
+
+    def refusal(self, request: LowerRequest, checkpoint: Checkpoint) -> str:
+        """Why ``request`` cannot be carried out, or an empty string; before any work."""
+        ...
+
+    def lower(
+        self, request: LowerRequest, checkpoint: Checkpoint, folder: Path, progress: Progress
+    ) -> Artifact:
+        """Writes the component into the empty ``folder``."""
+        ...
+
+    def finish(self, folder: Path, graphs: Mapping[str, tuple[GraphFile, ...]]) -> None:
+        """
+        Adds to a target's ``folder`` what concerns all its components together, if anything.
+
+        ``graphs`` are each component's, their files below ``folder / component``.
+        """
+        ...
+
+    def open(self, artifact: Artifact, folder: Path, component: str) -> Executor:
+        """An executor over the files; raises MissingToolError where this host has no runtime."""
+        ...

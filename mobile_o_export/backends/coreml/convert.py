@@ -1,0 +1,145 @@
+"""PyTorch graph → ML Program, several of them → one multifunction package, and what Xcode shows of it."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mobile_o_export.backends.tracing import Positional
+from mobile_o_export.components import building
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mobile_o_export.components.base import GraphSpec
+
+SKIPPED_PASSES = frozenset(
+    {
+        # It only reorders, and crashes where several states are written at a function's end.
+        "common::canonicalize_inplace_pattern",
+        # Token ids above 32767 do not fit the int16 that it narrows gather's indices to.
+        "common::add_int16_cast",
+    }
+)
+
+
+def convert(spec: GraphSpec, graph: nn.Module, package: Path, *, half: bool) -> None:
+    """Writes one graph as a package of one function; mutated buffers become states."""
+    import coremltools as ct
+
+    with torch.no_grad():
+        program = torch.export.export(Positional(graph).eval(), building.examples(spec)).run_decompositions(
+            {}
+        )
+    pipeline = ct.PassPipeline.DEFAULT
+    pipeline.remove_passes(SKIPPED_PASSES)
+    precision = ct.transform.FP16ComputePrecision(op_selector=Fp32Islands()) if half else ct.precision.FLOAT32
+    model = ct.convert(
+        program,
+        convert_to="mlprogram",
+        minimum_deployment_target=ct.target.iOS18,
+        compute_precision=precision,
+        inputs=[
+            ct.TensorType(name=tensor.name, shape=tensor.shape, dtype=np.dtype(str(tensor.dtype)).type)
+            for tensor in spec.inputs
+        ],
+        outputs=[
+            ct.TensorType(name=tensor.name, dtype=np.dtype(str(tensor.dtype)).type) for tensor in spec.outputs
+        ],
+        pass_pipeline=pipeline,
+        skip_model_load=True,
+    )
+    model.save(str(package))
+
+
+class Fp32Islands:
+    """
+    Says which operations coremltools may cast to fp16: all but sinusoids and what they are computed from.
+
+    A timestep near 1000 has a spacing of 0.5 in fp16, which is no angle to take a sine of. The island is
+    a handful of scalars at the head of the DiT.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[int, frozenset[str]] = {}
+
+    def __call__(self, operation: Any) -> bool:
+        """Whether ``operation`` may be cast."""
+        block = operation.enclosing_block
+        if id(block) not in self._kept:
+            self._kept[id(block)] = frozenset(
+                _ancestors(op for op in block.operations if op.op_type in ("sin", "cos"))
+            )
+        return operation.name not in self._kept[id(block)]
+
+
+def _ancestors(operations: Iterable[Any]) -> set[str]:
+    """Names of ``operations`` and of all operations that their inputs come from."""
+    names: set[str] = set()
+    waiting = list(operations)
+    while waiting:
+        operation = waiting.pop()
+        if operation.name in names:
+            continue
+        names.add(operation.name)
+        for value in operation.inputs.values():
+            variables = value if isinstance(value, list | tuple) else [value]
+            waiting.extend(v.op for v in variables if v is not None and v.op is not None)
+    return names
+
+
+def merge(parts: Mapping[str, Path], package: Path) -> None:
+    """One package whose functions are the ``main`` of each part; equal weights are stored once."""
+    import coremltools as ct
+
+    descriptor = ct.utils.MultiFunctionDescriptor()
+    for name, part in parts.items():
+        descriptor.add_function(str(part), src_function_name="main", target_function_name=name)
+    descriptor.default_function_name = next(iter(parts))
+    ct.utils.save_multifunction(descriptor, str(package))
+
+
+def describe(package: Path, functions: Mapping[str, GraphSpec], component: str) -> None:
+    """
+    Writes the contract into the package, and takes out what differs from run to run.
+
+    Descriptions appear in Xcode. Conversion dates and random identifiers would make equal packages
+    unequal: the protobuf is written in its deterministic order and identifiers are derived from content.
+    """
+    from coremltools.proto import Model_pb2
+
+    manifest_path = package / "Manifest.json"
+    manifest = json.loads(manifest_path.read_text())
+    entries = manifest["itemInfoEntries"]
+    model_path = package / "Data" / entries[manifest["rootModelIdentifier"]]["path"]
+    spec = Model_pb2.Model()
+    spec.ParseFromString(model_path.read_bytes())
+    description = spec.description
+    description.metadata.shortDescription = f"Mobile-O {component}, made by mobile-o-export"
+    for key in list(description.metadata.userDefined):
+        if "date" in key:
+            del description.metadata.userDefined[key]
+    for name, graph in functions.items():
+        owner = next((function for function in description.functions if function.name == name), description)
+        notes = {tensor.name: tensor for tensor in (*graph.inputs, *graph.outputs, *graph.states)}
+        for feature in (*owner.input, *owner.output, *owner.state):
+            if feature.name in notes:
+                tensor = notes[feature.name]
+                feature.shortDescription = f"{tensor.layout}: {tensor.description or tensor.role}"
+    content = spec.SerializeToString(deterministic=True)
+    model_path.write_bytes(content)
+
+    seed = uuid.UUID(bytes=sha256(content).digest()[:16])
+    renamed = {old: str(uuid.uuid5(seed, entry["path"])).upper() for old, entry in sorted(entries.items())}
+    manifest["itemInfoEntries"] = {
+        renamed[old]: entry for old, entry in sorted(entries.items(), key=lambda item: renamed[item[0]])
+    }
+    manifest["rootModelIdentifier"] = renamed[manifest["rootModelIdentifier"]]
+    manifest_path.write_text(json.dumps(manifest, indent=4, sort_keys=True) + "\n")

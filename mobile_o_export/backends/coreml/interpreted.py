@@ -1,0 +1,54 @@
+"""Runs a package with the MIL interpreter: what the saved bytes say, on any host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from mobile_o_export.parity.metrics import Array
+from mobile_o_export.quiet import captured
+
+
+class InterpreterExecutor:
+    """Functions of one package, each result rounded to its MIL type, sharing one state."""
+
+    def __init__(self, package: Path, entries: Mapping[str, str], component: str) -> None:
+        with captured(f"{component}: importing coremltools"):
+            from mobile_o_export.backends.coreml.interpreter import Rounding, load_mlpackage
+        self.runtime = "MIL interpreter (rounding to MIL types)"
+        self._program = load_mlpackage(package)
+        self._rounding = Rounding.TYPED
+        self._entries = entries
+        self._component = component
+        self._interpreters: dict[str, Any] = {}
+        self._state: Any = None
+
+    def run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs of one function."""
+        from mobile_o_export.backends.coreml.interpreter import Interpreter
+
+        if graph not in self._interpreters:
+            function = self._program.functions[self._entries[graph]]
+            self._interpreters[graph] = Interpreter(
+                function, rounding=self._rounding, component=self._component
+            )
+        interpreter = self._interpreters[graph]
+        if self._state is None and interpreter.function.states:
+            self._state = interpreter.make_state()
+        outputs: dict[str, Array] = interpreter.run(dict(inputs), state=self._state)
+        return outputs
+
+    def reset(self) -> None:
+        """Forgets the state; the next call makes a zeroed one."""
+        self._state = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._interpreters.clear()
+        self._state = None

@@ -1,0 +1,242 @@
+"""Evaluate one function of an ML Program with torch on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mobile_o_export.backends.coreml.interpreter.errors import EvaluationError, InputError
+from mobile_o_export.backends.coreml.interpreter.program import MilFunction, Operation
+from mobile_o_export.backends.coreml.interpreter.rounding import Rounding
+from mobile_o_export.backends.coreml.interpreter.tensor_type import STRING, Port
+from mobile_o_export.backends.coreml.interpreter.weights import Constant, ImmediateSource
+from mobile_o_export.errors import ExportError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mobile_o_export.backends.coreml.interpreter.plan import Plan, Source, Step
+    from mobile_o_export.backends.coreml.interpreter.registry import Implementation, Value
+
+State = dict[str, "Tensor"]
+"""States by name. A run replaces entries and never writes into a tensor, so ``dict(state)`` is a snapshot."""
+
+
+class Interpreter:
+    """
+    Runs one function.
+
+    ``rounding`` says whether fp16 results are rounded to fp16 after each operation. With
+    ``keep_weights`` the fp32 form of each weight is made once and shared by all interpreters over the
+    same package; without, weights are read and decompressed at every use and memory stays small.
+
+    Raises:
+        UnsupportedOpError: on construction, where the function needs what is not implemented.
+        DamagedPackageError: on construction, where the program contradicts itself.
+
+    """
+
+    def __init__(
+        self,
+        function: MilFunction,
+        *,
+        component: str,
+        rounding: Rounding = Rounding.TYPED,
+        keep_weights: bool = True,
+    ) -> None:
+        from mobile_o_export.backends.coreml.interpreter.plan import plan_function
+
+        self.function = function
+        self.component = component
+        self.rounding = rounding
+        self.keep_weights = keep_weights
+        self._plan: Plan = plan_function(function, component)
+
+    def make_state(self) -> State:
+        """The function's states, all zero; hand the same one to every function that is to share them."""
+        import torch
+
+        from mobile_o_export.backends.coreml.interpreter.values import held_dtype
+
+        return {
+            port.name: torch.zeros([size or 0 for size in port.shape], dtype=held_dtype(port.dtype))
+            for port in self.function.states
+        }
+
+    def run(
+        self, inputs: Mapping[str, NDArray[Any]], *, state: State | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """
+        The function's outputs by name, in their declared types (fp16 as fp32 under ``Rounding.FP32``).
+
+        ``inputs`` holds one array an input, of its shape and type; under ``Rounding.FP32`` an fp16
+        input may come as fp32. ``state`` is updated in place, entry by entry.
+
+        Raises:
+            InputError: a name, shape or type that does not fit, or no state where one is needed.
+            EvaluationError: an operation failed.
+
+        """
+        import torch
+
+        from mobile_o_export.backends.coreml.interpreter.values import from_numpy, settle, to_numpy
+
+        self._check(inputs, state)
+        environment: dict[str, Tensor] = {}
+        with torch.no_grad():
+            for port in self.function.inputs:
+                held = from_numpy(np.ascontiguousarray(inputs[port.name]).reshape(inputs[port.name].shape))
+                environment[port.name] = settle(held, port.dtype, self.rounding)
+            results = self._run(self._plan, environment, state if state is not None else {})
+        return {
+            port.name: to_numpy(value, port.dtype, self.rounding)
+            for port, value in zip(self.function.outputs, results, strict=True)
+        }
+
+    @property
+    def _where(self) -> str:
+        return f"function {self.function.name!r} of component {self.component!r}"
+
+    def _check(self, inputs: Mapping[str, NDArray[Any]], state: State | None) -> None:
+        wanted = {port.name for port in self.function.inputs}
+        if missing := sorted(wanted - set(inputs)):
+            raise InputError(f"{self._where} also needs the inputs {', '.join(missing)}")
+        if extra := sorted(set(inputs) - wanted):
+            raise InputError(
+                f"{self._where} has no inputs {', '.join(extra)}; it takes {', '.join(sorted(wanted))}"
+            )
+        for port in self.function.inputs:
+            array = inputs[port.name]
+            self._check_shape("input", port, tuple(array.shape))
+            accepted = {port.dtype}
+            if self.rounding is Rounding.FP32 and port.dtype == "float16":
+                accepted.add("float32")
+            if array.dtype.name not in accepted:
+                raise InputError(
+                    f"input {port.name!r} of {self._where} is {port.dtype}, not {array.dtype.name}"
+                )
+        for port in self.function.states:
+            if state is None or port.name not in state:
+                raise InputError(f"{self._where} needs the state {port.name!r}; start from make_state()")
+            self._check_shape("state", port, tuple(state[port.name].shape))
+
+    def _check_shape(self, kind: str, port: Port, shape: tuple[int, ...]) -> None:
+        if not _fits(shape, port.shape):
+            raise InputError(f"{kind} {port.name!r} of {self._where} has shape {port.shape}, not {shape}")
+
+    def _run(self, plan: Plan, environment: dict[str, Tensor], state: State) -> list[Tensor]:
+        """The plan's results; ``environment`` loses each variable after its last use."""
+        for step in plan.steps:
+            # No local name may hold a result: it would outlive its last use by one step.
+            names = [output.name for output in step.operation.outputs]
+            environment.update(zip(names, self._evaluate(step, environment, state), strict=True))
+            for name in step.frees:
+                environment.pop(name, None)
+        return [self._tensor(source, environment) for source in plan.outputs]
+
+    def _evaluate(self, step: Step, environment: dict[str, Tensor], state: State) -> tuple[Tensor, ...]:
+        operation = step.operation
+        try:
+            if step.implementation is None:
+                return self._control(step, environment, state)
+            return self._call(operation, step.implementation, step.inputs, environment)
+        except ExportError:
+            raise
+        except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
+            raise EvaluationError(
+                f"op {operation.type!r} ({operation.name}) in {self._where} failed: {error}; "
+                "the program is damaged or the interpreter's implementation wrong"
+            ) from error
+
+    def _call(
+        self,
+        operation: Operation,
+        implementation: Implementation,
+        sources: Mapping[str, tuple[Source, ...]],
+        environment: Mapping[str, Tensor],
+    ) -> tuple[Tensor, ...]:
+        from mobile_o_export.backends.coreml.interpreter.registry import Call
+        from mobile_o_export.backends.coreml.interpreter.values import held_dtype, settle
+
+        arguments = {
+            name: tuple(self._value(source, environment) for source in values)
+            for name, values in sources.items()
+        }
+        types = tuple(output.type for output in operation.outputs)
+        result = implementation.evaluate(Call(operation.type, operation.name, arguments, types))
+        results = result if isinstance(result, tuple) else (result,)
+        if len(results) != len(types):
+            raise EvaluationError(
+                f"op {operation.type!r} ({operation.name}) in {self._where} gave {len(results)} results, "
+                f"the program declares {len(types)}"
+            )
+        settled: list[Tensor] = []
+        for value, declared in zip(results, types, strict=True):
+            if not _fits(tuple(value.shape), declared.shape):
+                raise EvaluationError(
+                    f"op {operation.type!r} ({operation.name}) in {self._where} gave the shape "
+                    f"{tuple(value.shape)}, the program declares {declared}"
+                )
+            exact = implementation.moves_data and value.dtype is held_dtype(declared.dtype)
+            settled.append(value if exact else settle(value, declared.dtype, self.rounding))
+        return tuple(settled)
+
+    def _control(self, step: Step, environment: dict[str, Tensor], state: State) -> tuple[Tensor, ...]:
+        """The operations that touch states or run blocks."""
+        kind = step.operation.type
+        if kind in ("read_state", "write_state"):
+            (source,) = step.inputs["input"]
+            name = getattr(source, "name", None)
+            if name not in {port.name for port in self.function.states}:
+                raise EvaluationError(f"{kind} {step.operation.name} in {self._where} names no state")
+            if kind == "read_state":
+                return (state[name],)
+            state[name] = self._tensor(step.inputs["data"][0], environment)
+            return ()
+        if kind == "cond":
+            (predicate,) = step.inputs["pred"]
+            branch = step.blocks[0] if bool(self._tensor(predicate, environment)) else step.blocks[1]
+            return tuple(self._run(branch, dict(environment), state))
+        test, body = step.blocks
+        values = [self._tensor(source, environment) for source in step.inputs["loop_vars"]]
+        while True:
+            entered = {**environment, **dict(zip(test.inputs, values, strict=True))}
+            (again,) = self._run(test, entered, state)
+            if not bool(again):
+                return tuple(values)
+            entered = {**environment, **dict(zip(body.inputs, values, strict=True))}
+            values = self._run(body, entered, state)
+
+    def _value(self, source: Source, environment: Mapping[str, Tensor]) -> Value:
+        if isinstance(source, Constant) and source.type.dtype == STRING:
+            if isinstance(source.source, ImmediateSource) and isinstance(source.source.value, str):
+                return source.source.value
+            raise EvaluationError(f"{self._where} uses a tensor of strings, which nothing here reads")
+        return self._tensor(source, environment)
+
+    def _tensor(self, source: Source, environment: Mapping[str, Tensor]) -> Tensor:
+        from mobile_o_export.backends.coreml.interpreter.plan import Derived
+
+        store = self.function.weights
+        if isinstance(source, Constant):
+            return store.tensor(source, keep=self.keep_weights)
+        if isinstance(source, Derived):
+            derived = source
+
+            def decompress() -> tuple[Tensor, ...]:
+                return self._call(derived.operation, derived.implementation, derived.inputs, {})
+
+            # Rounded and unrounded weights differ, so interpreters of either kind keep their own.
+            return store.derived((derived.key, self.rounding), decompress, keep=self.keep_weights)[
+                derived.output
+            ]
+        return environment[source.name]
+
+
+def _fits(shape: tuple[int, ...], declared: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(declared) and all(
+        wanted is None or size == wanted for size, wanted in zip(shape, declared, strict=True)
+    )

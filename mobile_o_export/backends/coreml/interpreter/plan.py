@@ -1,0 +1,196 @@
+"""What to do for each operation of a block, worked out once: implementation, constants, last uses."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from mobile_o_export.backends.coreml.interpreter.errors import DamagedPackageError, UnsupportedOpError
+from mobile_o_export.backends.coreml.interpreter.ops import CONTROL_OPS
+from mobile_o_export.backends.coreml.interpreter.program import (
+    Binding,
+    Block,
+    MilFunction,
+    Operation,
+    Reference,
+)
+from mobile_o_export.backends.coreml.interpreter.registry import OPS, Implementation
+from mobile_o_export.backends.coreml.interpreter.tensor_type import ELEMENT_TYPES
+from mobile_o_export.backends.coreml.interpreter.weights import Constant
+
+
+@dataclass(frozen=True, eq=False)
+class Derived:
+    """
+    One output of a ``constexpr_*`` operation, worked out when it is asked for.
+
+    ``key`` names the operation and its constants, so that equal weights of two functions are one.
+    """
+
+    operation: Operation
+    implementation: Implementation
+    inputs: Mapping[str, tuple[Source, ...]]
+    output: int
+    key: Hashable
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A value that an earlier step, an input or an enclosing block provides."""
+
+    name: str
+
+
+Source = Variable | Constant | Derived
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One operation to evaluate; ``frees`` are the variables that nothing asks for afterwards."""
+
+    operation: Operation
+    implementation: Implementation | None
+    inputs: Mapping[str, tuple[Source, ...]]
+    blocks: tuple[Plan, ...]
+    frees: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A block ready to run."""
+
+    inputs: tuple[str, ...]
+    steps: tuple[Step, ...]
+    outputs: tuple[Source, ...]
+
+
+def plan_function(function: MilFunction, component: str) -> Plan:
+    """
+    The plan of a function's code.
+
+    Raises:
+        UnsupportedOpError: an operation, a parameter or an element type that nothing here implements.
+        DamagedPackageError: an operation that lacks a parameter or names a value that does not exist.
+
+    """
+    where = f"function {function.name!r} of component {component!r} ({function.package.name})"
+    names = tuple(port.name for port in (*function.inputs, *function.states))
+    return _plan(function.block, names, {}, where)
+
+
+def _plan(block: Block, inputs: tuple[str, ...], outer: Mapping[str, Source], where: str) -> Plan:
+    scope: dict[str, Source] = {**outer, **{name: Variable(name) for name in inputs}}
+    pending: list[Step] = []
+    for operation in block.operations:
+        what = f"op {operation.type!r} ({operation.name}) in {where}"
+        if operation.type == "const":
+            scope[operation.outputs[0].name] = _const(operation, what)
+            continue
+        implementation = _implementation(operation, what)
+        sources = {
+            name: tuple(_source(binding, scope, what) for binding in bindings)
+            for name, bindings in operation.inputs.items()
+        }
+        if implementation is not None and operation.type.startswith("constexpr_"):
+            _derive(operation, implementation, sources, scope, what)
+            continue
+        nested = tuple(
+            _plan(inner, tuple(value.name for value in inner.inputs), scope, where)
+            for inner in operation.blocks
+        )
+        pending.append(Step(operation, implementation, sources, nested, ()))
+        scope.update({output.name: Variable(output.name) for output in operation.outputs})
+    outputs = tuple(_source(Reference(name), scope, f"the results of {where}") for name in block.outputs)
+    frees = _last_uses(pending, inputs, outputs)
+    steps = tuple(replace(step, frees=freed) for step, freed in zip(pending, frees, strict=True))
+    return Plan(inputs, steps, outputs)
+
+
+def _last_uses(
+    steps: list[Step], inputs: tuple[str, ...], outputs: tuple[Source, ...]
+) -> list[tuple[str, ...]]:
+    """For each step the variables of its block that it is the last to ask for."""
+    last = dict.fromkeys(inputs, 0)
+    for place, step in enumerate(steps):
+        last.update({output.name: place for output in step.operation.outputs})
+        last.update({name: place for name in _asked(step) if name in last})
+    returned = _variables(outputs)
+    frees: list[list[str]] = [[] for _ in steps]
+    for name, place in last.items():
+        if steps and name not in returned:
+            frees[place].append(name)
+    return [tuple(names) for names in frees]
+
+
+def _asked(step: Step) -> set[str]:
+    """The variables that a step asks for, its blocks included."""
+    names = _variables(source for values in step.inputs.values() for source in values)
+    for plan in step.blocks:
+        names |= _variables(plan.outputs)
+        for nested in plan.steps:
+            names |= _asked(nested)
+    return names
+
+
+def _variables(sources: Iterable[Source]) -> set[str]:
+    return {source.name for source in sources if isinstance(source, Variable)}
+
+
+def _const(operation: Operation, what: str) -> Constant:
+    values = operation.inputs.get("val", ())
+    if len(values) != 1 or not isinstance(values[0], Constant) or len(operation.outputs) != 1:
+        raise DamagedPackageError(f"{what} has no value")
+    return values[0]
+
+
+def _implementation(operation: Operation, what: str) -> Implementation | None:
+    """The function for ``operation``, ``None`` for those that the evaluator carries out itself."""
+    implementation = OPS.get(operation.type)
+    control = CONTROL_OPS.get(operation.type)
+    if implementation is not None:
+        required, known = implementation.required, implementation.required | implementation.optional
+    elif control is not None:
+        required, known = control, control
+    else:
+        raise UnsupportedOpError(
+            f"the Core ML interpreter has no implementation of {what}; "
+            "add one to backends/coreml/interpreter or lower the component without this op"
+        )
+    given = {name for name, values in operation.inputs.items() if values}
+    if missing := sorted(required - given):
+        raise DamagedPackageError(f"{what} lacks {', '.join(missing)}")
+    if unknown := sorted(given - known):
+        raise UnsupportedOpError(f"the Core ML interpreter does not know {', '.join(unknown)} of {what}")
+    for output in operation.outputs:
+        if output.type.dtype not in ELEMENT_TYPES:
+            raise UnsupportedOpError(
+                f"the Core ML interpreter cannot hold the {output.type.dtype} from {what}"
+            )
+    return implementation
+
+
+def _source(binding: Binding, scope: Mapping[str, Source], what: str) -> Source:
+    if isinstance(binding, Constant):
+        return binding
+    if binding.name not in scope:
+        raise DamagedPackageError(f"{what} names {binding.name!r}, which nothing before it provides")
+    return scope[binding.name]
+
+
+def _derive(
+    operation: Operation,
+    implementation: Implementation,
+    sources: Mapping[str, tuple[Source, ...]],
+    scope: dict[str, Source],
+    what: str,
+) -> None:
+    keys: list[Hashable] = []
+    for name in sorted(sources):
+        for source in sources[name]:
+            if isinstance(source, Variable):
+                raise DamagedPackageError(f"{what} depends on {source.name!r}, which is no constant")
+            keys.append((name, source.key, source.output if isinstance(source, Derived) else 0))
+    types = tuple(output.type for output in operation.outputs)
+    key = (operation.type, types, tuple(keys))
+    for place, output in enumerate(operation.outputs):
+        scope[output.name] = Derived(operation, implementation, sources, place, key)

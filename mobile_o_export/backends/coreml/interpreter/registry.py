@@ -1,0 +1,111 @@
+"""The table from MIL op names to functions, and what such a function is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mobile_o_export.backends.coreml.interpreter.errors import EvaluationError, UnsupportedOpError
+from mobile_o_export.backends.coreml.interpreter.tensor_type import TensorType
+
+Value = Tensor | str
+Result = Tensor | tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One operation about to be evaluated: its arguments by parameter, and its declared outputs."""
+
+    op_type: str
+    op_name: str
+    arguments: Mapping[str, tuple[Value, ...]]
+    outputs: tuple[TensorType, ...]
+
+    def has(self, name: str) -> bool:
+        """Whether the program gives this parameter."""
+        return bool(self.arguments.get(name))
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor given for ``name``."""
+        (value,) = self.tensors(name)
+        return value
+
+    def optional(self, name: str) -> Tensor | None:
+        """The tensor given for ``name``, or ``None``."""
+        return self.tensor(name) if self.has(name) else None
+
+    def tensors(self, name: str) -> tuple[Tensor, ...]:
+        """Every tensor given for ``name``, in order."""
+        values = self.arguments.get(name, ())
+        found = tuple(value for value in values if isinstance(value, Tensor))
+        if not values or len(found) != len(values):
+            raise EvaluationError(f"{self.op_type} {self.op_name} lacks the tensor {name!r}")
+        return found
+
+    def text(self, name: str, default: str) -> str:
+        """The string given for ``name``, or ``default``."""
+        if not self.has(name):
+            return default
+        value = self.arguments[name][0]
+        if not isinstance(value, str):
+            raise EvaluationError(f"{self.op_type} {self.op_name}: {name!r} is no string")
+        return value
+
+    def number(self, name: str, default: float) -> float:
+        """The scalar given for ``name`` as a float, or ``default``."""
+        return float(self.tensor(name).item()) if self.has(name) else default
+
+    def integer(self, name: str, default: int) -> int:
+        """The scalar given for ``name`` as an int, or ``default``."""
+        return int(self.tensor(name).item()) if self.has(name) else default
+
+    def flag(self, name: str, default: bool) -> bool:
+        """The scalar given for ``name`` as a bool, or ``default``."""
+        return bool(self.tensor(name).item()) if self.has(name) else default
+
+    def integers(self, name: str) -> list[int]:
+        """The values given for ``name`` flattened to a list of ints; empty where none are given."""
+        return [int(value) for value in self.tensor(name).flatten().tolist()] if self.has(name) else []
+
+    def unsupported(self, what: str) -> UnsupportedOpError:
+        """The error to raise for an option that no implementation covers."""
+        return UnsupportedOpError(f"{self.op_type} {self.op_name}: {what} is not implemented")
+
+
+Evaluate = Callable[[Call], Result]
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """
+    A function for one op, and the parameters it knows.
+
+    ``moves_data`` marks ops whose results are elements of their inputs: nothing to round, and a view
+    may stay a view.
+    """
+
+    evaluate: Evaluate
+    required: frozenset[str]
+    optional: frozenset[str]
+    moves_data: bool
+
+
+OPS: dict[str, Implementation] = {}
+
+
+def implements(
+    op_type: str, required: str, optional: str = "", *, moves_data: bool = False
+) -> Callable[[Evaluate], Evaluate]:
+    """Register the decorated function for ``op_type``; parameter names are separated by blanks."""
+
+    def register(evaluate: Evaluate) -> Evaluate:
+        if op_type in OPS:
+            raise ValueError(f"{op_type} is implemented twice")
+        OPS[op_type] = Implementation(
+            evaluate, frozenset(required.split()), frozenset(optional.split()), moves_data
+        )
+        return evaluate
+
+    return register

@@ -1,0 +1,58 @@
+"""Runs a package with Core ML itself; macOS only, and the one executor that proves a device's arithmetic."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from mobile_o_export.parity.metrics import Array
+from mobile_o_export.quiet import captured
+
+
+class CoreMLExecutor:
+    """Functions of one package, each loaded when it is first called, sharing one state."""
+
+    def __init__(self, package: Path, entries: Mapping[str, str], component: str) -> None:
+        self.runtime = f"Core ML, macOS {platform.mac_ver()[0]}"
+        self._package = package
+        self._entries = entries
+        self._component = component
+        self._models: dict[str, Any] = {}
+        self._state: Any = None
+
+    def run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs of one function."""
+        import coremltools as ct
+
+        with captured(f"{self._component}: Core ML running {graph}"):
+            if graph not in self._models:
+                # A package of one function is loaded without naming it.
+                name = self._entries[graph] if len(self._entries) > 1 else None
+                self._models[graph] = ct.models.MLModel(str(self._package), function_name=name)
+            model = self._models[graph]
+            if not model.get_spec().description.state and not _has_state(model, self._entries[graph]):
+                return dict(model.predict(dict(inputs)))
+            if self._state is None:
+                self._state = model.make_state()
+            return dict(model.predict(dict(inputs), state=self._state))
+
+    def reset(self) -> None:
+        """Forgets the state; the next call makes a zeroed one."""
+        self._state = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._models.clear()
+        self._state = None
+
+
+def _has_state(model: Any, function: str) -> bool:
+    """Whether ``function`` of a multifunction package has states."""
+    return any(found.name == function and found.state for found in model.get_spec().description.functions)

@@ -1,0 +1,1 @@
+"""LiteRT: one .tflite a component, a signature a graph."""

@@ -1,0 +1,1 @@
+"""ONNX: for TensorRT on Jetson, run here by ONNX Runtime."""

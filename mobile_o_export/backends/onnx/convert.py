@@ -1,0 +1,78 @@
+"""PyTorch graph → ONNX file: pinned opset and IR, named axes, external data, no trace of the build host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mobile_o_export.backends.tracing import Positional, dynamic_examples, dynamic_shapes
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mobile_o_export.backends.onnx.backend import OnnxOptions
+    from mobile_o_export.components.base import GraphSpec
+
+AXIS_NAMES: Mapping[str, str] = {
+    "S": "sequence_length",
+    "P": "past_sequence_length",
+    "M": "total_sequence_length",
+}
+"""Hugging Face's names of the dynamic axes."""
+
+
+def convert(spec: GraphSpec, graph: nn.Module, path: Path, settings: OnnxOptions) -> set[str]:
+    """
+    Writes ``graph`` to ``path`` with its weights in ``<path>.data`` beside it.
+
+    Returns:
+        The operators that the file uses.
+    """
+    with torch.no_grad():
+        program: Any = torch.onnx.export(
+            Positional(graph).eval(),
+            dynamic_examples(spec),
+            dynamo=True,
+            opset_version=settings.opset,
+            dynamic_shapes=dynamic_shapes(spec) if spec.profiles else None,
+            input_names=[tensor.name for tensor in spec.inputs],
+            output_names=[tensor.name for tensor in spec.outputs],
+            verbose=False,
+        )
+    model = program.model
+    model.ir_version = settings.ir_version
+    _name_axes(model.graph, spec)
+    _strip(model)
+    program.save(str(path), external_data=True)
+    return {node.op_type for node in model.graph.all_nodes()}
+
+
+def _name_axes(graph: Any, spec: GraphSpec) -> None:
+    """Gives the dynamic axes of inputs and outputs their names; other symbols of the tracer go."""
+    import onnx_ir
+
+    for values, tensors in ((graph.inputs, spec.inputs), (graph.outputs, spec.outputs)):
+        for value, tensor in zip(values, tensors, strict=True):
+            dims = [AXIS_NAMES[dim] if isinstance(dim, str) else dim for dim in tensor.shape]
+            value.shape = onnx_ir.Shape(dims)
+    boundary = {*graph.inputs, *graph.outputs, *graph.initializers.values()}
+    for node in graph.all_nodes():
+        for value in node.outputs:
+            if value not in boundary and value.shape is not None and not value.shape.is_static():
+                value.shape = None
+
+
+def _strip(model: Any) -> None:
+    """Removes stack traces and other notes that name files of this machine."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()

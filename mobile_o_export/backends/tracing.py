@@ -1,0 +1,63 @@
+"""From a component's graph to ``torch.export``, the form that every converter here starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from mobile_o_export.components import building
+from mobile_o_export.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from mobile_o_export.components.base import GraphSpec
+
+
+class Positional(nn.Module):
+    """A graph called with a tuple of inputs, so that all graphs look alike to an exporter."""
+
+    def __init__(self, graph: nn.Module) -> None:
+        super().__init__()
+        self.wrapped = graph
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Inputs in the order of the spec → outputs in the order of the spec."""
+        outputs = self.wrapped(*inputs)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+class Named(nn.Module):
+    """A graph called with keywords that gives a dictionary, for exporters that take names from those."""
+
+    def __init__(self, graph: nn.Module, spec: GraphSpec) -> None:
+        super().__init__()
+        self.wrapped = Positional(graph)
+        self.inputs = tuple(tensor.name for tensor in spec.inputs)
+        self.outputs = tuple(tensor.name for tensor in spec.outputs)
+
+    def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Inputs by name → outputs by name."""
+        return dict(zip(self.outputs, self.wrapped(*(inputs[name] for name in self.inputs)), strict=True))
+
+
+EXAMPLE_EXTENTS: Mapping[str, int] = {"S": 5, "P": 7, "M": 12}
+"""Sizes of dynamic axes while tracing: all different, none 0 or 1, which torch.export specialises on."""
+
+
+def dynamic_examples(spec: GraphSpec) -> tuple[torch.Tensor, ...]:
+    """Example inputs of a graph, letters taking their ``EXAMPLE_EXTENTS``."""
+    return tuple(building.example(tensor.bind(EXAMPLE_EXTENTS)) for tensor in spec.inputs)
+
+
+def dynamic_shapes(spec: GraphSpec) -> Any:
+    """``torch.export``'s dynamic_shapes for a :class:`Positional` graph: every letter is dynamic."""
+
+    def axes(tensor: TensorSpec) -> dict[int, Any] | None:
+        found = {
+            axis: torch.export.Dim.DYNAMIC for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)
+        }
+        return found or None
+
+    return (tuple(axes(tensor) for tensor in spec.inputs),)

@@ -1,0 +1,1 @@
+"""Bundles: what is shipped, what it says of itself, and the proof that both agree."""

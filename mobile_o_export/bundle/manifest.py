@@ -1,0 +1,166 @@
+"""``manifest.json``: what a bundle holds. The JSON Schema beside it is generated from these classes."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from mobile_o_export.backends.base import GraphFile
+from mobile_o_export.components.base import FunctionSpec
+from mobile_o_export.errors import BundleError, GateError
+from mobile_o_export.parity.gates import Gate
+from mobile_o_export.precision import Precision
+from mobile_o_export.strict import Strict, read_json
+from mobile_o_export.targets import Sequence
+
+MANIFEST = "manifest.json"
+MANIFEST_DIGEST = "manifest.sha256"
+MANIFEST_SCHEMA = "manifest.schema.json"
+PARITY_REPORT = "parity.json"
+
+
+class FileEntry(Strict):
+    """Size and digest of one file."""
+
+    size_bytes: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class ComponentEntry(Strict):
+    """One component on one target: its graphs' I/O contracts and files, or why it is not here."""
+
+    precision: Precision | None = None
+    gate: Gate | None = None
+    folder: str = ""
+    size_bytes: int = 0
+    graphs: tuple[GraphFile, ...] = ()
+    skipped: str | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.skipped is None and (self.precision is None or self.gate is None or not self.graphs):
+            raise ValueError("an exported component has a precision, a gate and graphs")
+        return self
+
+
+class TargetEntry(Strict):
+    """One target of the bundle."""
+
+    backend: str
+    description: str
+    sequence: Sequence
+    options: dict[str, Any]
+    components: dict[str, ComponentEntry]
+
+
+class CheckpointEntry(Strict):
+    """What the bundle was made from."""
+
+    digest: str
+    parameters: int
+    adapter: str | None = None
+
+
+class Manifest(Strict):
+    """
+    A bundle's description of itself.
+
+    Attributes:
+        schema_version: of this file's layout.
+        bundle_version: the release manager's own, ``--bundle-version``.
+        made_with: versions of the tools that made it.
+        checkpoint: what it was made from.
+        functions: each component's functions in unpadded shapes; the graphs that realise them are under
+            ``targets``.
+        targets: by name.
+        files: every file of the bundle but this one and its digest, by path.
+    """
+
+    schema_version: Literal[1]
+    bundle_version: str
+    made_with: dict[str, str]
+    checkpoint: CheckpointEntry
+    functions: dict[str, tuple[FunctionSpec, ...]]
+    targets: dict[str, TargetEntry]
+    files: dict[str, FileEntry]
+
+    @model_validator(mode="after")
+    def _inside(self) -> Self:
+        for name in self.files:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts:
+                raise ValueError(f"{name!r} lies outside the bundle")
+        return self
+
+
+def json_schema() -> str:
+    """The JSON Schema of ``manifest.json``."""
+    schema = Manifest.model_json_schema()
+    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=2) + "\n"
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes ``manifest.json`` and its digest; the digest covers what no file list can, the list itself."""
+    content = (json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n").encode()
+    (folder / MANIFEST).write_bytes(content)
+    (folder / MANIFEST_DIGEST).write_text(f"{sha256(content).hexdigest()}  {MANIFEST}\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """
+    The manifest of the bundle in ``folder``.
+
+    Raises:
+        BundleError: there is no bundle.
+        GateError: the manifest is not what was written.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BundleError(
+            f"{folder}: is not a bundle ({MANIFEST} is missing). Give the folder that "
+            "'mobile-o-export export' wrote."
+        )
+    recorded = folder / MANIFEST_DIGEST
+    digest = recorded.read_text(errors="replace").split()[:1] if recorded.is_file() else []
+    if digest != [sha256(path.read_bytes()).hexdigest()]:
+        raise GateError(f"{path}: does not match {MANIFEST_DIGEST}: it was changed. Get the bundle again.")
+    return read_json(path, Manifest, GateError)
+
+
+def file_entries(folder: Path) -> dict[str, FileEntry]:
+    """Every file below ``folder`` but the manifest and its digest, by its path with slashes."""
+    entries = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if (path.is_dir() and not path.is_symlink()) or name in (MANIFEST, MANIFEST_DIGEST):
+            continue
+        entries[name] = FileEntry(size_bytes=path.lstat().st_size, sha256=file_digest(path))
+    return entries
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file; a link has none and never matches."""
+    if path.is_symlink():
+        return "0" * 64
+    digest = sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def damage(folder: Path, manifest: Manifest) -> list[str]:
+    """How the files differ from what the manifest says; empty for an intact bundle."""
+    found = file_entries(folder)
+    problems = [f"{name} is missing" for name in sorted(manifest.files.keys() - found.keys())]
+    problems += [f"{name} was added" for name in sorted(found.keys() - manifest.files.keys())]
+    problems += [
+        f"{name} was changed"
+        for name in sorted(found.keys() & manifest.files.keys())
+        if found[name] != manifest.files[name]
+    ]
+    return problems

@@ -1,0 +1,146 @@
+"""Replays goldens on a bundle's files and judges every output. Needs neither checkpoint nor PyTorch model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from mobile_o_export.backends.base import Artifact
+from mobile_o_export.backends.registry import backend
+from mobile_o_export.bundle.manifest import ComponentEntry, Manifest, damage, read_manifest
+from mobile_o_export.errors import ExportError, GateError, MissingToolError, UsageError
+from mobile_o_export.golden import Case, Golden
+from mobile_o_export.parity.judge import Judge, Row, Status
+from mobile_o_export.parity.metrics import Array
+from mobile_o_export.session import Session
+from mobile_o_export.strict import nearest
+from mobile_o_export.tensors import TensorSpec
+
+GOLDEN_FOLDER = "golden"
+NO_RUNTIME = "none"
+
+Progress = Callable[[str, str, str], None]
+"""Takes target, component and what is happening."""
+
+
+def verify_bundle(
+    folder: Path, targets: Sequence[str], components: Sequence[str], progress: Progress
+) -> list[Row]:
+    """
+    The verdict on every output of the chosen targets and components (all where none are named).
+
+    Raises:
+        BundleError: there is no bundle in ``folder``.
+        GateError: a file is missing, changed or added; nothing is run then.
+        UsageError: a named target or component is not in the bundle.
+    """
+    manifest = read_manifest(folder)
+    for name in targets:
+        _require(name, manifest.targets, "target", folder)
+    for name in components:
+        _require(name, manifest.functions, "component", folder)
+    if problems := damage(folder, manifest):
+        raise GateError(
+            f"{folder}: does not hold what its manifest lists: {'; '.join(problems[:5])}"
+            + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+            + ". Get the bundle again, or export it again."
+        )
+    golden = Golden.open(folder / GOLDEN_FOLDER)
+    golden.require_checkpoint(manifest.checkpoint.digest)
+    rows: list[Row] = []
+    for target in targets or manifest.targets:
+        for component in components or manifest.targets[target].components:
+            entry = manifest.targets[target].components[component]
+            if entry.skipped is not None:
+                continue
+            rows += verify_component(folder, manifest, golden, target, component, progress)
+    return rows
+
+
+def verify_component(
+    folder: Path, manifest: Manifest, golden: Golden, target: str, component: str, progress: Progress
+) -> list[Row]:
+    """The verdict on every output of one component on one target."""
+    entry = manifest.targets[target].components[component]
+    assert entry.gate is not None
+    progress(target, component, "loading")
+    with ExitStack() as stack:
+        try:
+            vendor = backend(manifest.targets[target].backend)
+            artifact = Artifact(entry.graphs)
+            executor = stack.enter_context(vendor.open(artifact, folder / entry.folder, component))
+        except MissingToolError as error:
+            return [_unrun(target, component, entry, Status.NOT_RUN, str(error))]
+        except ExportError as error:
+            return [_unrun(target, component, entry, Status.FAILED, str(error))]
+        judge = Judge(target, component, executor.runtime, entry.gate)
+        session = Session(manifest.functions[component], [graph.spec for graph in entry.graphs], executor)
+        rows = list(replay(session, golden, component, judge, lambda case: progress(target, component, case)))
+        idle = {graph.spec.name for graph in entry.graphs} - session.graphs_run
+        rows += [
+            judge.row(name, "", "", Status.FAILED, "no golden case runs this graph") for name in sorted(idle)
+        ]
+    return rows
+
+
+def replay(
+    session: Session, golden: Golden, component: str, judge: Judge, progress: Callable[[str], None]
+) -> Iterator[Row]:
+    """Each case of ``component``, on every graph that its first call fits."""
+    tensors = golden.tensors(component)
+    specs = {
+        function.name: {spec.name: spec for spec in function.outputs}
+        for function in golden.functions(component)
+    }
+    for case in golden.cases(component):
+        first = case.steps[0]
+        inputs = {name: tensors[key] for name, key in first.inputs.items()}
+        graphs = session.graphs_for(first.function, session.length_of(first.function, inputs))
+        if not graphs:
+            yield judge.row(first.function, case.name, "", Status.FAILED, "longer than every exported length")
+        for graph in graphs:
+            progress(f"{case.name} on {graph.name}")
+            yield from _replay_case(session, case, graph.name, tensors, specs, judge)
+
+
+def _replay_case(
+    session: Session,
+    case: Case,
+    graph: str,
+    tensors: Mapping[str, Array],
+    specs: Mapping[str, Mapping[str, TensorSpec]],
+    judge: Judge,
+) -> Iterator[Row]:
+    """The rows of one case; a call that fails fails every output that was still to come."""
+    problem = ""
+    for index, step in enumerate(case.steps):
+        outputs: dict[str, Array] = {}
+        if not problem:
+            inputs = {name: tensors[key] for name, key in step.inputs.items()}
+            try:
+                outputs = session.run(step.function, inputs, graph if index == 0 else None)
+            except ExportError as error:
+                problem = str(error)
+        name = case.name if len(case.steps) == 1 else f"{case.name}#{index}"
+        label = f"{name}@{graph}"
+        for output, key in step.outputs.items():
+            if problem:
+                yield judge.row(step.function, label, output, Status.FAILED, problem)
+            else:
+                spec = specs[step.function][output]
+                yield judge.compare(step.function, label, spec, tensors[key], outputs.get(output))
+
+
+def _unrun(target: str, component: str, entry: ComponentEntry, status: Status, reason: str) -> Row:
+    """The one row of a component whose files could not be opened."""
+    assert entry.gate is not None
+    return Judge(target, component, NO_RUNTIME, entry.gate).row("", "", "", status, reason)
+
+
+def _require(name: str, known: Iterable[str], kind: str, folder: Path) -> None:
+    names = list(known)
+    if name not in names:
+        raise UsageError(
+            f"{folder}: has no {kind} {name!r}.{nearest(name, names)} It has {', '.join(names)}."
+        )

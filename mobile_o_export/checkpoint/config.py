@@ -1,0 +1,315 @@
+"""A checkpoint's configuration: the sizes and settings that its tensors alone do not tell."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mobile_o_export.errors import CheckpointError
+
+BUILT_IN_DIFFUSION: Mapping[str, str] = {
+    "Efficient-Large-Model/Sana_600M_512px_diffusers": "sana-600m-512",
+    "Efficient-Large-Model/Sana_1600M_512px_diffusers": "sana-1600m-512",
+}
+"""Published SANA repositories whose configurations ship with this package, and their folders in ``data``."""
+
+_DATA = Path(__file__).parent / "data"
+
+_VISION_STRIDE = 64
+"""Pixels of one image token's side: FastViTHD halves the resolution six times."""
+
+_LANGUAGE_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "rope_theta",
+    "use_sliding_window",
+    "sliding_window",
+    "max_window_layers",
+    "layer_types",
+    "attention_dropout",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+)
+"""The Qwen2 fields of ``config.json`` that describe the model; the rest is about Mobile-O or training."""
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """
+    The diffusers configurations of the DiT, the VAE and the scheduler.
+
+    Attributes:
+        transformer: ``SanaTransformer2DModel``'s, as in ``transformer/config.json``.
+        vae: ``AutoencoderDC``'s, as in ``vae/config.json``.
+        scheduler: ``DPMSolverMultistepScheduler``'s, as in ``scheduler/scheduler_config.json``.
+        source: where they came from: a built-in name or a folder.
+
+    Raises:
+        CheckpointError: a class or size that this package cannot export.
+    """
+
+    transformer: Mapping[str, Any]
+    vae: Mapping[str, Any]
+    scheduler: Mapping[str, Any]
+    source: str
+
+    def __post_init__(self) -> None:
+        expected = (
+            (self.transformer, "transformer/config.json", "SanaTransformer2DModel"),
+            (self.vae, "vae/config.json", "AutoencoderDC"),
+        )
+        for values, file, class_name in expected:
+            found = values.get("_class_name")
+            if found != class_name:
+                raise CheckpointError(
+                    f"{self.source}: {file} is of class {found!r}, and Mobile-O needs {class_name}. "
+                    "Point diffusion_name_or_path at a SANA folder."
+                )
+        where = f"{self.source}: transformer/config.json"
+        for key in ("num_layers", "num_attention_heads", "attention_head_dim", "caption_channels",
+                    "in_channels", "out_channels", "sample_size", "patch_size"):  # fmt: skip
+            _positive_int(self.transformer, key, where)
+        _positive_int(self.vae, "latent_channels", f"{self.source}: vae/config.json")
+        _positive_number(self.vae, "scaling_factor", f"{self.source}: vae/config.json")
+        if self.transformer["in_channels"] != self.vae["latent_channels"]:
+            raise CheckpointError(
+                f"{self.source}: the transformer takes {self.transformer['in_channels']} latent channels "
+                f"and the VAE makes {self.vae['latent_channels']}. Use the two that were trained together."
+            )
+        if self.scheduler.get("prediction_type") != "flow_prediction":
+            raise CheckpointError(
+                f"{self.source}: scheduler/scheduler_config.json has prediction_type "
+                f"{self.scheduler.get('prediction_type')!r}, and Mobile-O's DiT predicts flow "
+                "('flow_prediction'). Restore the scheduler that the checkpoint was trained with."
+            )
+
+    @classmethod
+    def resolve(cls, name_or_path: str, folder: Path) -> DiffusionConfig:
+        """
+        The configurations that ``diffusion_name_or_path`` names; nothing is ever downloaded.
+
+        Args:
+            name_or_path: an absolute folder, a folder relative to ``folder``, or a published name
+                (its last part suffices).
+            folder: the checkpoint's folder.
+
+        Raises:
+            CheckpointError: the name is neither, or a configuration in the folder is missing or damaged.
+        """
+        local = folder / Path(name_or_path).expanduser()
+        if local.is_dir():
+            return cls._read(local, str(local))
+        basename = name_or_path.rstrip("/").rsplit("/", 1)[-1].lower()
+        for published, data in BUILT_IN_DIFFUSION.items():
+            if published.rsplit("/", 1)[-1].lower() == basename:
+                return cls._read(_DATA / data, published)
+        raise CheckpointError(
+            f"{folder / 'config.json'}: diffusion_name_or_path {name_or_path!r} is no local folder "
+            f"and no built-in configuration ({', '.join(BUILT_IN_DIFFUSION)}). Set it to one, or to "
+            "a local folder with transformer/config.json, vae/config.json and "
+            "scheduler/scheduler_config.json."
+        )
+
+    @classmethod
+    def _read(cls, folder: Path, source: str) -> DiffusionConfig:
+        return cls(
+            transformer=read_json(folder / "transformer" / "config.json"),
+            vae=read_json(folder / "vae" / "config.json"),
+            scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
+            source=source,
+        )
+
+
+@dataclass(frozen=True)
+class MobileOConfig:
+    """
+    What ``config.json`` and the diffusion configurations say of a checkpoint.
+
+    Attributes:
+        language: Qwen2's fields, to be used as ``transformers.Qwen2Config(**language)``. Its
+            ``tie_word_embeddings`` is always false, since :class:`~.reader.Checkpoint` hands out a
+            ``lm_head.weight`` of its own even where the file shares it with the embeddings.
+        tie_word_embeddings: whether the file may leave ``lm_head.weight`` out.
+        image_size: R, the side of the image that the vision encoder takes, in pixels.
+        image_aspect_ratio: ``"pad"`` where images are squared before resizing, else None.
+        mm_hidden_size: width of the vision encoder's features.
+        mm_projector_type: ``"mlp2x_gelu"``.
+        conditioning_layers: K, how many of the LLM's last hidden states feed the MCP.
+        diffusion: configurations of the DiT, the VAE and the scheduler.
+        raw: ``config.json`` as read.
+
+    Raises:
+        CheckpointError: a key is missing or has a value that this package cannot export.
+    """
+
+    language: Mapping[str, Any]
+    tie_word_embeddings: bool
+    image_size: int
+    image_aspect_ratio: str | None
+    mm_hidden_size: int
+    mm_projector_type: str
+    conditioning_layers: int
+    diffusion: DiffusionConfig
+    raw: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+                    "num_attention_heads", "num_key_value_heads"):  # fmt: skip
+            _positive_int(self.language, key, "config.json")
+        for key in ("rms_norm_eps", "rope_theta"):
+            _positive_number(self.language, key, "config.json")
+        width, heads = self.language["hidden_size"], self.language["num_attention_heads"]
+        if width % heads or heads % self.language["num_key_value_heads"]:
+            raise CheckpointError(
+                f"config.json: hidden_size {width}, num_attention_heads {heads} and num_key_value_heads "
+                f"{self.language['num_key_value_heads']} do not divide one another. Correct the three."
+            )
+        if self.language.get("hidden_act", "silu") != "silu":
+            raise _unsupported("hidden_act", self.language["hidden_act"], "'silu'")
+        if self.language.get("use_sliding_window"):
+            raise _unsupported("use_sliding_window", True, "false")
+        if self.image_size < 1 or self.image_size % _VISION_STRIDE:
+            raise CheckpointError(
+                f"config.json: mm_vision_tower {self.raw.get('mm_vision_tower')!r} gives an image size of "
+                f"{self.image_size}, and the encoder needs a positive multiple of {_VISION_STRIDE}. "
+                "Its last number must be the input resolution, as in 'mobileclip_l_1024'."
+            )
+        if self.image_aspect_ratio not in (None, "pad", "square", "resize"):
+            raise _unsupported("image_aspect_ratio", self.image_aspect_ratio, "'pad' or none")
+        if self.mm_projector_type != "mlp2x_gelu":
+            raise _unsupported("mm_projector_type", self.mm_projector_type, "'mlp2x_gelu'")
+        if not 1 <= self.conditioning_layers <= self.language["num_hidden_layers"] + 1:
+            raise CheckpointError(
+                f"config.json: vlm_num_layers is {self.conditioning_layers}, and an LLM of "
+                f"{self.language['num_hidden_layers']} layers has {self.language['num_hidden_layers'] + 1} "
+                "hidden states. Set it to the number that the projector was trained with."
+            )
+
+    @classmethod
+    def load(cls, folder: Path) -> MobileOConfig:
+        """
+        The configuration of the checkpoint in ``folder``.
+
+        Raises:
+            CheckpointError: ``config.json`` is missing, damaged, or not a Mobile-O configuration.
+        """
+        return cls.from_json(read_json(folder / "config.json"), folder)
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any], folder: Path) -> MobileOConfig:
+        """
+        The configuration in the parsed ``raw``; ``folder`` is where relative paths start.
+
+        Raises:
+            CheckpointError: a key is missing or has a value that this package cannot export.
+        """
+        model_type = raw.get("model_type")
+        if not isinstance(model_type, str) or not re.match(r"mobile[_-]?o", model_type.lower()):
+            raise CheckpointError(
+                f"{folder / 'config.json'}: model_type is {model_type!r}, not one of Mobile-O's "
+                "('mobile_o_inference' and its training variants). Give the folder of a Mobile-O checkpoint."
+            )
+        tower = _text(raw, "mm_vision_tower", folder)
+        numbers = re.findall(r"\d+", tower)
+        return cls(
+            language=_language(raw),
+            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+            image_size=int(numbers[-1]) if numbers else 0,
+            image_aspect_ratio=raw.get("image_aspect_ratio"),
+            mm_hidden_size=_positive_int(raw, "mm_hidden_size", str(folder / "config.json")),
+            mm_projector_type=_text(raw, "mm_projector_type", folder),
+            conditioning_layers=_positive_int(raw, "vlm_num_layers", str(folder / "config.json")),
+            diffusion=DiffusionConfig.resolve(_text(raw, "diffusion_name_or_path", folder), folder),
+            raw=raw,
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """
+    The JSON object in ``path``.
+
+    Raises:
+        CheckpointError: there is no such file, or it holds no JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path}: no such file. Give a complete checkpoint folder, or copy the file into it."
+        ) from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read as JSON ({error}). Copy or download it again."
+        ) from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: holds a {type(value).__name__}, not a JSON object. Copy it again.")
+    return value
+
+
+def _language(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Qwen2's fields of ``raw``, with ``rope_theta`` wherever this version of transformers wrote it."""
+    language = {key: raw[key] for key in _LANGUAGE_KEYS if key in raw}
+    # transformers 5 writes rope_parameters = {rope_theta, rope_type}; 4 wrote rope_theta and rope_scaling.
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, Mapping) else rope
+    if kind != "default":
+        raise _unsupported("rope_scaling", kind, "none")
+    if "rope_theta" not in language and "rope_theta" in rope:
+        language["rope_theta"] = rope["rope_theta"]
+    language.setdefault("num_key_value_heads", raw.get("num_attention_heads"))
+    language["tie_word_embeddings"] = False
+    return language
+
+
+def _unsupported(key: str, found: object, supported: str) -> CheckpointError:
+    return CheckpointError(
+        f"config.json: {key} is {found!r}, and only {supported} can be exported. "
+        "Use a checkpoint trained that way."
+    )
+
+
+def _text(raw: Mapping[str, Any], key: str, folder: Path) -> str:
+    value = raw.get(key)
+    if not isinstance(value, str) or not value:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: {key} is {_found(raw, key)}, and a non-empty text is needed. "
+            "Restore the published config.json."
+        )
+    return value
+
+
+def _positive_int(values: Mapping[str, Any], key: str, where: str) -> int:
+    value = values.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise CheckpointError(
+            f"{where}: {key} is {_found(values, key)}, and a positive whole number is needed. "
+            "Restore the published configuration."
+        )
+    return value
+
+
+def _positive_number(values: Mapping[str, Any], key: str, where: str) -> float:
+    value = values.get(key)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+        raise CheckpointError(
+            f"{where}: {key} is {_found(values, key)}, and a positive number is needed. "
+            "Restore the published configuration."
+        )
+    return float(value)
+
+
+def _found(values: Mapping[str, Any], key: str) -> str:
+    return repr(values[key]) if key in values else "missing"

@@ -1,0 +1,234 @@
+"""
+A PEFT LoRA adapter, merged into the base weights one tensor at a time.
+
+Formulas: W + (alpha / r) B A (LoRA, arXiv 2106.09685, section 4.1), with alpha / sqrt(r) in its
+rank-stabilised form (arXiv 2312.03732). File layout: https://huggingface.co/docs/peft, "Checkpoint format".
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mobile_o_export.checkpoint.config import read_json
+from mobile_o_export.checkpoint.digest import tensors_digest
+from mobile_o_export.checkpoint.safetensors_file import SafetensorsFile, TensorInfo, pickle_error
+from mobile_o_export.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+_PREFIX = "base_model.model."
+
+_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?:(?P<linear>[AB])\.weight|embedding_(?P<embedding>[AB]))")
+
+_UNSUPPORTED_WHEN_SET = (
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "lora_bias",
+    "alora_invocation_tokens",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+    "arrow_config",
+    "kasa_config",
+    "velora_config",
+    "monteclora_config",
+)
+"""Options of PEFT that change what the two factors mean; ignoring one would merge the wrong weights."""
+
+_BASE_CHANGING_INITIALISATIONS = ("pissa", "olora", "loftq", "corda", "lora_ga")
+"""Initialisations that also change the base weights, so that the adapter does not fit the published ones."""
+
+
+@dataclass(frozen=True)
+class _Delta:
+    """The two factors of one base weight, by their names in the adapter's file."""
+
+    a: str
+    b: str
+    scale: float
+    transposed: bool
+
+
+class LoraAdapter:
+    """
+    A PEFT adapter folder: which base weights it changes, and each changed weight.
+
+    Args:
+        path: the folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
+        base: the tensors of the checkpoint that it is merged into.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, an option is not supported, or a tensor of the
+            adapter fits no base weight.
+    """
+
+    def __init__(self, path: Path, base: Mapping[str, TensorInfo]) -> None:
+        if not path.is_dir():
+            raise CheckpointError(f"{path}: no such folder. Give --lora the folder that PEFT saved.")
+        self.path = path
+        self._config = read_json(path / "adapter_config.json")
+        self._refuse_unsupported()
+        weights = path / "adapter_model.safetensors"
+        if not weights.is_file() and (path / "adapter_model.bin").exists():
+            raise pickle_error(path / "adapter_model.bin")
+        self._file = SafetensorsFile(weights)
+        self._deltas: dict[str, _Delta] = {}
+        self._replacements: dict[str, str] = {}
+        self._match(base)
+
+    @property
+    def rank(self) -> int:
+        """``r`` of ``adapter_config.json``; single modules may differ."""
+        return int(self._config["r"])
+
+    @property
+    def alpha(self) -> float:
+        """``lora_alpha`` of ``adapter_config.json``; single modules may differ."""
+        return float(self._config["lora_alpha"])
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The base tensors that the adapter changes, sorted."""
+        return tuple(sorted({*self._deltas, *self._replacements}))
+
+    @cached_property
+    def digest(self) -> str:
+        """``sha256:…`` of every setting that merging reads and every tensor's bytes."""
+        keys = ("r", "lora_alpha", "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern")
+        settings = json.dumps({key: self._config.get(key) for key in keys}, sort_keys=True)
+        content = sha256(settings.encode())
+        content.update(tensors_digest(dict.fromkeys(self._file.tensors, self._file)).encode())
+        return f"sha256:{content.hexdigest()}"
+
+    def merged(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """
+        Base tensor ``name`` with the adapter merged, in fp32; ``weight`` itself where it is no target.
+
+        Raises:
+            CheckpointError: the adapter's own tensors hold NaN or infinity.
+        """
+        import torch
+
+        if name in self._replacements:
+            weight = self._finite(self._replacements[name])
+        if name not in self._deltas:
+            return weight
+        delta = self._deltas[name]
+        product = self._finite(delta.b) @ self._finite(delta.a)
+        if delta.transposed:
+            product = product.T
+        return weight.to(torch.float32).add(product, alpha=delta.scale)
+
+    def _finite(self, name: str) -> torch.Tensor:
+        import torch
+
+        tensor = self._file.tensor(name).to(torch.float32)
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(
+                f"{self._file.path}: {name} holds NaN or infinity. The training diverged or the file is "
+                "damaged: use an earlier adapter, or copy it again."
+            )
+        return tensor
+
+    def _refuse_unsupported(self) -> None:
+        where = self.path / "adapter_config.json"
+        found = self._config.get("peft_type")
+        if found != "LORA":
+            raise CheckpointError(
+                f"{where}: peft_type is {found!r}, and only LORA can be merged. Merge it with PEFT "
+                "(merge_and_unload) and export the result without --lora."
+            )
+        for key in _UNSUPPORTED_WHEN_SET:
+            if self._config.get(key):
+                raise CheckpointError(
+                    f"{where}: {key} is {self._config[key]!r}, which is not supported. Merge it with PEFT "
+                    "(merge_and_unload) and export the result without --lora."
+                )
+        start = self._config.get("init_lora_weights")
+        if isinstance(start, str) and start.lower().startswith(_BASE_CHANGING_INITIALISATIONS):
+            raise CheckpointError(
+                f"{where}: init_lora_weights is {start!r}, which changed the base weights as well. Save it "
+                "with PEFT's path_initial_model_for_weight_conversion, which turns it into a plain LoRA."
+            )
+        for key in ("r", "lora_alpha"):
+            value = self._config.get(key)
+            if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+                raise CheckpointError(
+                    f"{where}: {key} is {value!r}, and a positive number is needed. Save the adapter again."
+                )
+
+    def _match(self, base: Mapping[str, TensorInfo]) -> None:
+        factors: dict[str, dict[str, TensorInfo]] = {}
+        embeddings: set[str] = set()
+        for name, info in self._file.tensors.items():
+            # PEFT keeps a wrapped module's own weight under "base_layer", and saves it where the training
+            # changed it (biases) or might have (embeddings).
+            plain = name.removeprefix(_PREFIX).replace(".base_layer.", ".")
+            match = _FACTOR.fullmatch(plain)
+            if match is None:
+                self._replacements[self._base_name(name, plain, base)] = name
+                if base[plain].shape != info.shape:
+                    raise self._misfit(name, info.shape, f"{plain} {base[plain].shape}")
+                continue
+            weight = self._base_name(name, f"{match['module']}.weight", base)
+            factors.setdefault(weight, {})[match["linear"] or match["embedding"]] = info
+            if match["embedding"]:
+                embeddings.add(weight)
+        for weight, pair in factors.items():
+            module = weight.removesuffix(".weight")
+            if set(pair) != {"A", "B"}:
+                raise CheckpointError(
+                    f"{self._file.path}: {module} has only lora_{next(iter(pair))} of the two factors. "
+                    "The adapter is incomplete: save or copy it again."
+                )
+            self._deltas[weight] = self._delta(
+                module, pair["A"], pair["B"], base[weight], weight in embeddings
+            )
+        if not self._file.tensors:
+            raise CheckpointError(f"{self._file.path}: holds no tensors. Save the adapter again.")
+
+    def _base_name(self, name: str, candidate: str, base: Mapping[str, TensorInfo]) -> str:
+        if not name.startswith(_PREFIX) or candidate not in base:
+            raise CheckpointError(
+                f"{self._file.path}: {name} matches no weight of the checkpoint (looked for {candidate}). "
+                "Use the adapter with the checkpoint that it was trained on."
+            )
+        return candidate
+
+    def _delta(
+        self, module: str, a: TensorInfo, b: TensorInfo, weight: TensorInfo, embedding: bool
+    ) -> _Delta:
+        rank = _by_pattern(self._config.get("rank_pattern"), module, self._config["r"])
+        alpha = _by_pattern(self._config.get("alpha_pattern"), module, self._config["lora_alpha"])
+        # PEFT stores an embedding's factors transposed, and a Conv1D's (fan_in_fan_out) as a Linear's.
+        transposed = embedding or bool(self._config.get("fan_in_fan_out"))
+        if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != rank or b.shape[1] != rank:
+            raise self._misfit(f"lora_A and lora_B of {module}", (*a.shape, *b.shape), f"rank {rank}")
+        product = (a.shape[1], b.shape[0]) if transposed else (b.shape[0], a.shape[1])
+        if product != weight.shape:
+            raise self._misfit(f"B @ A of {module}", product, f"{weight.name} {weight.shape}")
+        scale = alpha / (rank**0.5 if self._config.get("use_rslora") else rank)
+        return _Delta(a.name, b.name, scale, transposed)
+
+    def _misfit(self, name: str, shape: tuple[int, ...], wanted: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self._file.path}: {name} has the shape {shape}, which does not fit {wanted}. "
+            "Use the adapter with the checkpoint that it was trained on."
+        )
+
+
+def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: float) -> float:
+    """The value of the first pattern that names ``module``, matched as PEFT's ``get_pattern_key`` does."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return float(value)
+    return default

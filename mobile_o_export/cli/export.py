@@ -1,0 +1,68 @@
+"""``export``: a checkpoint to a verified bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mobile_o_export.cli.console import ProgressPrinter, megabytes, table
+from mobile_o_export.cli.inspect import CheckpointPath, Lora
+from mobile_o_export.cli.plan import Components, Targets
+from mobile_o_export.cli.rows import summary
+
+
+def export(
+    checkpoint: CheckpointPath,
+    target: Targets,
+    out: Annotated[
+        Path, typer.Option("--out", help="The folder of the bundle; must not exist.", metavar="BUNDLE")
+    ],
+    component: Components = None,
+    golden: Annotated[
+        Path | None,
+        typer.Option(
+            "--golden", help="A recorded golden; without it one is recorded on the way.", metavar="DIR"
+        ),
+    ] = None,
+    lora: Lora = None,
+    bundle_version: Annotated[str, typer.Option(help="The bundle's version, for the manifest.")] = "0.0.0",
+) -> None:
+    """Lower, run, compare and pack. The bundle appears at BUNDLE only when every output passed its gate."""
+    from mobile_o_export.checkpoint import Checkpoint
+    from mobile_o_export.export import ParityError, export_bundle
+    from mobile_o_export.targets import load_targets
+
+    targets = load_targets(target)
+    printer = ProgressPrinter()
+    opened = Checkpoint.open(checkpoint, lora)
+    try:
+        result = export_bundle(opened, targets, component or (), golden, out, bundle_version, printer)
+    except ParityError as failure:
+        printer.close()
+        print(summary(failure.rows))
+        raise
+    finally:
+        printer.close()
+    rows = [
+        [
+            cost.target,
+            cost.component,
+            megabytes(cost.size_bytes),
+            f"{cost.lower_seconds:.1f} s",
+            megabytes(cost.lower_peak_bytes),
+            f"{cost.verify_seconds:.1f} s",
+        ]
+        for cost in result.costs
+    ]
+    print(
+        table(
+            ["target", "component", "size", "lowered in", "peak memory", "verified in"],
+            rows,
+            right=(2, 3, 4, 5),
+        )
+    )
+    print()
+    print(summary(result.rows))
+    print(f"\npassed: {len(result.rows)} outputs compared\nbundle: {result.bundle}")

@@ -1,0 +1,52 @@
+"""``inspect``: what a checkpoint holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mobile_o_export.cli.console import megabytes, table
+
+Lora = Annotated[Path | None, typer.Option("--lora", help="A PEFT LoRA adapter to merge.", metavar="DIR")]
+CheckpointPath = Annotated[Path, typer.Argument(help="The checkpoint's folder.", metavar="CKPT")]
+
+
+def inspect(
+    checkpoint: CheckpointPath,
+    lora: Lora = None,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print a JSON object instead of a table.")
+    ] = False,
+) -> None:
+    """List a checkpoint's components, parameters, dtypes and digest."""
+    from mobile_o_export.checkpoint import Checkpoint
+    from mobile_o_export.checkpoint.inspection import inspect as inspect_checkpoint
+
+    report = inspect_checkpoint(Checkpoint.open(checkpoint, lora))
+    if json_output:
+        print(json.dumps(report.to_json(), indent=1))
+        return
+    rows = [
+        [
+            part.name,
+            f"{part.tensors}",
+            f"{part.parameters:,}",
+            megabytes(part.size_bytes),
+            ", ".join(part.dtypes),
+        ]
+        for part in report.components
+    ]
+    rows.append(
+        ["total", "", f"{report.parameters:,}", megabytes(report.size_bytes), ", ".join(report.dtypes)]
+    )
+    print(table(["component", "tensors", "parameters", "size", "dtype"], rows, right=(1, 2, 3)))
+    print()
+    for name, value in report.settings.items():
+        print(f"{name}: {value}")
+    if report.lora is not None:
+        print(f"adapter: {report.lora.path}, rank {report.lora.rank}, alpha {report.lora.alpha:g}")
+    print(f"weights: {'random (init-checkpoint)' if report.random_weights else 'trained'}")
+    print(f"digest: {report.digest}")

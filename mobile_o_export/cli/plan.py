@@ -1,0 +1,76 @@
+"""``plan``: what an export would do, before any work."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from mobile_o_export.cli.console import megabytes, table
+from mobile_o_export.cli.inspect import CheckpointPath, Lora
+from mobile_o_export.errors import UnsupportedError
+
+Targets = Annotated[
+    list[str],
+    typer.Option("--target", help="A shipped target's name or a .toml file; may be repeated.", metavar="T"),
+]
+Components = Annotated[
+    list[str] | None, typer.Option("--component", help="Only this component; may be repeated.", metavar="C")
+]
+
+
+def plan(
+    checkpoint: CheckpointPath,
+    target: Targets,
+    component: Components = None,
+    lora: Lora = None,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print a JSON object instead of a table.")
+    ] = False,
+) -> None:
+    """Show components × targets: precision, estimated size and memory, and what is refused and why."""
+    from mobile_o_export.checkpoint import Checkpoint
+    from mobile_o_export.plan import plan as make_plan
+    from mobile_o_export.targets import load_targets
+
+    items = make_plan(Checkpoint.open(checkpoint, lora), load_targets(target), component or ())
+    if json_output:
+        rows = [
+            {
+                "target": item.target,
+                "component": item.component,
+                "precision": None if item.precision is None else str(item.precision),
+                "graphs": list(item.graphs),
+                "size_bytes": item.size_bytes,
+                "memory_bytes": item.memory_bytes,
+                "refusal": item.refusal,
+                "skip": item.skip,
+            }
+            for item in items
+        ]
+        print(json.dumps({"schema": 1, "rows": rows}, indent=1))
+    else:
+        lines = []
+        for item in items:
+            note = (
+                f"refused: {item.refusal}" if item.refusal else f"skipped: {item.skip}" if item.skip else ""
+            )
+            numbers = (
+                ["", ""]
+                if item.skip
+                else [f"≈ {megabytes(item.size_bytes)}", f"≈ {megabytes(item.memory_bytes)}"]
+            )
+            lines.append(
+                [item.target, item.component, item.precision or "-", *numbers, note or ", ".join(item.graphs)]
+            )
+        print(
+            table(["target", "component", "precision", "size", "peak memory", "graphs"], lines, right=(3, 4))
+        )
+        total = sum(item.size_bytes for item in items if item.request is not None)
+        print(f"\nestimated size of all files: {megabytes(total)}")
+    if refused := [item for item in items if item.refusal]:
+        raise UnsupportedError(
+            f"{len(refused)} of {len(items)} cannot be exported, the first: {refused[0].target}, "
+            f"{refused[0].component}: {refused[0].refusal}. Change the target's file or the components."
+        )

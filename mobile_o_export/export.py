@@ -1,0 +1,256 @@
+"""From a checkpoint to a verified bundle."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mobile_o_export import memory
+from mobile_o_export.atomic import staged_folder
+from mobile_o_export.backends import versions
+from mobile_o_export.backends.registry import backend
+from mobile_o_export.bundle import configs
+from mobile_o_export.bundle.manifest import (
+    MANIFEST_SCHEMA,
+    PARITY_REPORT,
+    CheckpointEntry,
+    ComponentEntry,
+    Manifest,
+    TargetEntry,
+    file_entries,
+    json_schema,
+    write_manifest,
+)
+from mobile_o_export.bundle.verify import GOLDEN_FOLDER, verify_component
+from mobile_o_export.components.registry import component
+from mobile_o_export.errors import GateError, MissingToolError, UnsupportedError
+from mobile_o_export.golden import Golden
+from mobile_o_export.golden.record import GoldenRecording
+from mobile_o_export.golden.requests import load_requests
+from mobile_o_export.parity.judge import Row, Status, verdict
+from mobile_o_export.parity.report import report_json
+from mobile_o_export.plan import PlanItem, plan
+
+if TYPE_CHECKING:
+    from mobile_o_export.checkpoint import Checkpoint
+    from mobile_o_export.targets import Target
+
+GOLDEN_ROOM_BYTES = 64 * 2**20
+WORKING_COPIES = 2.5
+"""Room for the files beside the parts they are merged from, over their estimated size."""
+
+Progress = Callable[[str, str, str], None]
+"""Takes target, component and what is happening."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one component on one target took."""
+
+    target: str
+    component: str
+    lower_seconds: float
+    lower_peak_bytes: int
+    verify_seconds: float
+    verify_peak_bytes: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A finished export: where the bundle lies, the verdicts, the costs."""
+
+    bundle: Path
+    rows: tuple[Row, ...]
+    costs: tuple[Cost, ...]
+
+
+def export_bundle(
+    checkpoint: Checkpoint,
+    targets: Sequence[Target],
+    components: Sequence[str],
+    golden: Path | None,
+    out: Path,
+    bundle_version: str,
+    progress: Progress,
+) -> ExportResult:
+    """
+    Lowers, runs, compares and packs; ``out`` appears when everything passed.
+
+    Raises:
+        UnsupportedError: something is refused; nothing was done.
+        MissingToolError: a backend's packages are not installed; nothing was done.
+        GoldenError: ``golden`` does not belong to the checkpoint.
+        GateError: an output missed its gate; the bundle lies in ``<out>.failed`` for inspection.
+    """
+    items = plan(checkpoint, targets, components)
+    _require_possible(items, targets)
+    given = None if golden is None else Golden.open(golden)
+    progress("checkpoint", "", "computing the digest")
+    if given is not None:
+        given.require_checkpoint(checkpoint.digest)
+    room = GOLDEN_ROOM_BYTES + int(WORKING_COPIES * sum(item.size_bytes for item in items))
+    with staged_folder(out, room) as folder:
+        configs.write_configs(checkpoint, folder)
+        (folder / MANIFEST_SCHEMA).write_text(json_schema())
+        if given is not None:
+            shutil.copytree(given.path, folder / GOLDEN_FOLDER)
+        else:
+            (folder / GOLDEN_FOLDER).mkdir()
+            record_golden(checkpoint, None, folder / GOLDEN_FOLDER, progress)
+        result = _export_into(folder, checkpoint, targets, items, bundle_version, progress)
+        if verdict(result.rows) is not Status.PASSED:
+            failed = out.with_name(f"{out.name}.failed")
+            shutil.rmtree(failed, ignore_errors=True)
+            folder.rename(failed)
+            raise ParityError(failed, result.rows)
+    return ExportResult(out, result.rows, result.costs)
+
+
+class ParityError(GateError):
+    """
+    An export whose outputs missed their gates.
+
+    Attributes:
+        rows: every verdict.
+    """
+
+    def __init__(self, folder: Path, rows: Sequence[Row]) -> None:
+        self.rows = tuple(rows)
+        bad = [row for row in rows if row.status is not Status.PASSED]
+        first = bad[0]
+        super().__init__(
+            f"{len(bad)} of {len(rows)} outputs missed their gate, the first on {first.target}, "
+            f"{first.component}.{first.function} {first.output}: {first.reason}. The bundle is in "
+            f"{folder} for inspection; do not ship it."
+        )
+
+
+def record_golden(checkpoint: Checkpoint, prompts: Path | None, folder: Path, progress: Progress) -> None:
+    """Records a golden of ``checkpoint`` on ``prompts`` (the shipped ones if None) into ``folder``."""
+    requests, images = load_requests(prompts)
+    recording = GoldenRecording(checkpoint, images, lambda phrase: progress("golden", "", phrase))
+    recording.record(requests, folder)
+
+
+def _require_possible(items: Sequence[PlanItem], targets: Sequence[Target]) -> None:
+    if refused := [item for item in items if item.refusal]:
+        reasons = "; ".join(f"{item.target}, {item.component}: {item.refusal}" for item in refused)
+        raise UnsupportedError(f"{reasons}. Change the target's file, or choose other components.")
+    for name in dict.fromkeys(target.backend for target in targets):
+        probe = backend(name).probe()
+        if probe.problem:
+            raise MissingToolError(f"the {name} backend: {probe.problem}. {probe.remedy}")
+
+
+def _export_into(
+    folder: Path,
+    checkpoint: Checkpoint,
+    targets: Sequence[Target],
+    items: Sequence[PlanItem],
+    bundle_version: str,
+    progress: Progress,
+) -> ExportResult:
+    """Lowers and verifies every item inside ``folder`` and writes report and manifest."""
+    golden = Golden.open(folder / GOLDEN_FOLDER)
+    entries: dict[str, dict[str, ComponentEntry]] = {target.name: {} for target in targets}
+    lowered: dict[tuple[str, str], tuple[float, int]] = {}
+    by_name = {target.name: target for target in targets}
+    for item in items:
+        if item.request is None:
+            entries[item.target][item.component] = ComponentEntry(skipped=item.skip)
+            continue
+        memory.reset_peak()
+        started = time.monotonic()
+        entry = _lower(folder, checkpoint, by_name[item.target], item, progress)
+        entries[item.target][item.component] = entry
+        lowered[item.target, item.component] = time.monotonic() - started, memory.peak_bytes()
+        progress(item.target, item.component, f"lowered, {entry.size_bytes / 1e6:.1f} MB")
+    for target in targets:
+        backend(target.backend).finish(
+            folder / target.name, {name: entry.graphs for name, entry in entries[target.name].items()}
+        )
+
+    manifest = _manifest(checkpoint, targets, entries, bundle_version)
+    rows: list[Row] = []
+    costs = []
+    for (target_name, name), (lower_seconds, lower_peak) in lowered.items():
+        memory.reset_peak()
+        started = time.monotonic()
+        found = verify_component(folder, manifest, golden, target_name, name, progress)
+        gc.collect()
+        rows += found
+        progress(target_name, name, f"verified, {verdict(found)}")
+        costs.append(
+            Cost(
+                target=target_name,
+                component=name,
+                lower_seconds=lower_seconds,
+                lower_peak_bytes=lower_peak,
+                verify_seconds=time.monotonic() - started,
+                verify_peak_bytes=memory.peak_bytes(),
+                size_bytes=entries[target_name][name].size_bytes,
+            )
+        )
+    (folder / PARITY_REPORT).write_text(json.dumps(report_json(rows), indent=1) + "\n")
+    write_manifest(folder, manifest.model_copy(update={"files": file_entries(folder)}))
+    return ExportResult(folder, tuple(rows), tuple(costs))
+
+
+def _lower(
+    folder: Path, checkpoint: Checkpoint, target: Target, item: PlanItem, progress: Progress
+) -> ComponentEntry:
+    assert item.request is not None
+    place = folder / item.target / item.component
+    place.mkdir(parents=True)
+    artifact = backend(target.backend).lower(
+        item.request, checkpoint, place, lambda phrase: progress(item.target, item.component, phrase)
+    )
+    gc.collect()
+    return ComponentEntry(
+        precision=item.precision,
+        gate=target.components[item.component].effective_gate,
+        folder=place.relative_to(folder).as_posix(),
+        size_bytes=sum(path.stat().st_size for path in place.rglob("*") if path.is_file()),
+        graphs=artifact.graphs,
+    )
+
+
+def _manifest(
+    checkpoint: Checkpoint,
+    targets: Sequence[Target],
+    entries: dict[str, dict[str, ComponentEntry]],
+    bundle_version: str,
+) -> Manifest:
+    tools = {"torch", "transformers", "diffusers", "numpy", "mobile-o-export"}
+    for target in targets:
+        tools |= backend(target.backend).probe().versions.keys()
+    exported = dict.fromkeys(name for components in entries.values() for name in components)
+    return Manifest(
+        schema_version=1,
+        bundle_version=bundle_version,
+        made_with=versions.installed(sorted(tools)),
+        checkpoint=CheckpointEntry(
+            digest=checkpoint.digest,
+            parameters=sum(tensor.parameters for tensor in checkpoint.tensors.values()),
+            adapter=None if checkpoint.lora is None else checkpoint.lora.digest,
+        ),
+        functions={name: component(name).functions(checkpoint) for name in exported},
+        targets={
+            target.name: TargetEntry(
+                backend=target.backend,
+                description=target.description,
+                sequence=target.sequence,
+                options=target.options,
+                components=entries[target.name],
+            )
+            for target in targets
+        },
+        files={},
+    )

@@ -1,0 +1,66 @@
+"""What a golden is recorded on: prompts and images from ``golden/prompts.toml``, or the user's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from mobile_o_export.errors import ConfigError
+from mobile_o_export.resources import shipped
+from mobile_o_export.strict import Strict, read_toml
+
+
+class Generate(Strict):
+    """A text-to-image prompt."""
+
+    name: str
+    prompt: str
+    seed: int = 0
+    steps: int = Field(default=20, ge=1)
+    guidance: float = 1.2
+
+
+class Edit(Strict):
+    """An image and how to change it."""
+
+    name: str
+    image: str
+    prompt: str
+    seed: int = 0
+    steps: int = Field(default=20, ge=1)
+    guidance: float = 1.2
+
+
+class Describe(Strict):
+    """A question about an image, answered greedily with ``tokens`` tokens."""
+
+    name: str
+    image: str
+    question: str
+    tokens: int = Field(default=24, ge=2)
+
+
+class Requests(Strict):
+    """All of them; image paths are relative to the file."""
+
+    generate: tuple[Generate, ...] = Field(min_length=1)
+    edit: tuple[Edit, ...] = ()
+    describe: tuple[Describe, ...] = Field(min_length=1)
+
+
+def load_requests(path: Path | None) -> tuple[Requests, Path]:
+    """
+    The requests in ``path``, by default the shipped ones, and the folder that images are relative to.
+
+    Raises:
+        ConfigError: the file breaks its rules, or two requests share a name.
+    """
+    path = path or shipped("golden") / "prompts.toml"
+    requests = read_toml(path, Requests)
+    names = [item.name for item in requests.generate]
+    names += [item.name for item in requests.edit]
+    names += [item.name for item in requests.describe]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ConfigError(f"{path}: the name {sorted(twice)[0]!r} is given twice. Rename one.")
+    return requests, path.parent

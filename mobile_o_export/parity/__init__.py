@@ -1,0 +1,1 @@
+"""How outputs are compared and judged; sees arrays and tensor specs only."""

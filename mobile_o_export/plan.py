@@ -1,0 +1,96 @@
+"""What an export would do: components × targets, with sizes, memory and refusals, before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mobile_o_export.backends.base import LowerRequest
+from mobile_o_export.backends.registry import backend
+from mobile_o_export.components.registry import COMPONENT_NAMES, component
+from mobile_o_export.errors import UsageError
+from mobile_o_export.precision import Precision
+from mobile_o_export.strict import nearest
+
+if TYPE_CHECKING:
+    from mobile_o_export.checkpoint import Checkpoint
+    from mobile_o_export.targets import Target
+
+BASE_MEMORY_BYTES = 900_000_000
+"""torch, transformers and a converter, loaded."""
+
+MEMORY_PER_WEIGHT_BYTE = {"coreml": 3.5, "litert": 3.7, "onnx": 2.2}
+"""Peak memory over the fp32 size of a component as benchmarks/real_size.py measures it."""
+
+
+@dataclass(frozen=True)
+class PlanItem:
+    """
+    One component on one target.
+
+    Attributes:
+        request: what would be lowered; None where it is skipped or refused.
+        graphs: names of the graphs.
+        size_bytes: estimated size of the files: the weights at the precision.
+        memory_bytes: estimated peak memory.
+        refusal: why it cannot be done.
+        skip: why the target leaves it out.
+    """
+
+    target: str
+    component: str
+    precision: Precision | None
+    request: LowerRequest | None = None
+    graphs: tuple[str, ...] = ()
+    size_bytes: int = 0
+    memory_bytes: int = 0
+    refusal: str = ""
+    skip: str = ""
+
+
+def plan(
+    checkpoint: Checkpoint, targets: Sequence[Target], components: Iterable[str] = ()
+) -> tuple[PlanItem, ...]:
+    """
+    An item for each target and component (all components where none are named).
+
+    Raises:
+        UsageError: a component is unknown.
+        ConfigError: a target's backend or options are wrong.
+    """
+    chosen = tuple(components)
+    for name in chosen:
+        if name not in COMPONENT_NAMES:
+            raise UsageError(
+                f"component {name!r} is unknown.{nearest(name, COMPONENT_NAMES)} Use one of "
+                f"{', '.join(COMPONENT_NAMES)}."
+            )
+    names = [name for name in COMPONENT_NAMES if not chosen or name in chosen]
+    return tuple(_item(checkpoint, target, name) for target in targets for name in names)
+
+
+def _item(checkpoint: Checkpoint, target: Target, name: str) -> PlanItem:
+    chosen = target.components[name]
+    vendor = backend(target.backend)
+    if chosen.precision is None:
+        return PlanItem(target.name, name, None, skip=chosen.skip or "")
+    precision = chosen.precision
+    request = LowerRequest(target.name, component(name), precision, target.sequence, target.options)
+    options = vendor.graph_options(request)
+    elements = sum(tensor.parameters for tensor in checkpoint.component_tensors(name))
+    refusal = ""
+    if precision not in vendor.precisions:
+        known = ", ".join(vendor.precisions)
+        refusal = f"{target.backend} does not do {precision}; it does {known}"
+    refusal = refusal or vendor.refusal(request, checkpoint)
+    return PlanItem(
+        target=target.name,
+        component=name,
+        precision=precision,
+        request=None if refusal else request,
+        graphs=tuple(spec.name for spec in component(name).graphs(checkpoint, options)),
+        size_bytes=elements * precision.weight_bits // 8,
+        memory_bytes=BASE_MEMORY_BYTES + int(elements * 4 * MEMORY_PER_WEIGHT_BYTE[target.backend]),
+        refusal=refusal,
+    )

@@ -1,0 +1,92 @@
+"""Strict reading of TOML and JSON into typed values: an unknown key is an error with the nearest name."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mobile_o_export.errors import ConfigError, ExportError
+
+
+class Strict(BaseModel):
+    """Base of everything read from a file: immutable, and nothing unknown passes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+StrictT = TypeVar("StrictT", bound=Strict)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``" Did you mean 'x'?"``, or nothing where no known word is near."""
+    found = difflib.get_close_matches(word, list(known), 1, 0.6)
+    return f" Did you mean {found[0]!r}?" if found else ""
+
+
+def read_toml(path: Path, model: type[StrictT]) -> StrictT:
+    """
+    The TOML file ``path`` as a ``model``.
+
+    Raises:
+        ConfigError: it is not TOML, or breaks the model; the message names file, key and nearest name.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}. Correct the file.") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
+    return check(data, model, str(path), ConfigError)
+
+
+def read_json(path: Path, model: type[StrictT], failure: type[ExportError]) -> StrictT:
+    """The JSON file ``path`` as a ``model``; everything wrong with it is a ``failure``."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise failure(f"{path}: not valid JSON: {error}. The file is damaged; get it again.") from error
+    except OSError as error:
+        raise failure(f"{path}: cannot be read: {error.strerror}.") from error
+    return check(data, model, str(path), failure)
+
+
+def check(data: Any, model: type[StrictT], where: str, failure: type[ExportError]) -> StrictT:
+    """``data`` as a ``model``, or a ``failure`` that names what is wrong at ``where``."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            name = str(first["loc"][-1])
+            hint = nearest(name, _fields(model, first["loc"][:-1]))
+            raise failure(f"{where}: unknown key {key!r}.{hint} Remove or rename it.") from error
+        raise failure(f"{where}: {key or 'the file'}: {first['msg']}.") from error
+
+
+def _fields(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The keys allowed at ``location`` inside ``model``, for the hint."""
+    schema = model.model_json_schema()
+    definitions = schema.get("$defs", {})
+    node = schema
+    for part in location:
+        if "$ref" in node:
+            node = definitions[node["$ref"].rsplit("/", 1)[1]]
+        options = node.get("anyOf", [node])
+        node = next((option for option in options if option.get("type") != "null"), node)
+        if "$ref" in node:
+            node = definitions[node["$ref"].rsplit("/", 1)[1]]
+        if isinstance(part, int):
+            node = node.get("items", {})
+        else:
+            node = node.get("properties", {}).get(part, node.get("additionalProperties") or {})
+            node = node if isinstance(node, dict) else {}
+    if "$ref" in node:
+        node = definitions[node["$ref"].rsplit("/", 1)[1]]
+    return list(node.get("properties", {}))

@@ -1,0 +1,138 @@
+"""Targets: where a model goes, as data in ``targets/*.toml``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from mobile_o_export.components.registry import COMPONENT_NAMES
+from mobile_o_export.errors import ConfigError, UsageError
+from mobile_o_export.parity.gates import Gate, shipped_gates
+from mobile_o_export.precision import Precision
+from mobile_o_export.resources import shipped
+from mobile_o_export.strict import Strict, nearest, read_toml
+
+SEQUENCE_KEYS = "either lengths (buckets, for static shapes) or max_length (for dynamic ones)"
+
+
+class Sequence(Strict):
+    """
+    How sequence functions meet prompts of any length.
+
+    Attributes:
+        lengths: bucket lengths, ascending; empty for dynamic axes.
+        max_length: the longest prompt of a dynamic axis.
+        context: capacity of the KV cache, positions.
+    """
+
+    lengths: tuple[int, ...] = ()
+    max_length: int | None = None
+    context: int = Field(gt=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if bool(self.lengths) == (self.max_length is not None):
+            raise ValueError(f"give {SEQUENCE_KEYS}")
+        if list(self.lengths) != sorted(set(self.lengths)) or min(self.lengths, default=1) < 1:
+            raise ValueError("lengths must be positive and ascending")
+        if self.longest >= self.context:
+            raise ValueError("the longest prompt must be shorter than the context")
+        return self
+
+    @property
+    def longest(self) -> int:
+        """The longest prompt."""
+        return self.lengths[-1] if self.lengths else self.max_length or 0
+
+
+class ComponentPlan(Strict):
+    """
+    What a target does with one component: a precision, or ``skip`` with the reason.
+
+    A ``gate`` replaces the precision's own; a looser one needs its reason.
+    """
+
+    precision: Precision | None = None
+    skip: str | None = None
+    gate: Gate | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.precision is None) == (self.skip is None):
+            raise ValueError('give a precision, or skip = "the reason"')
+        if self.gate is not None and self.precision is not None:
+            own = shipped_gates().of(self.precision)
+            looser = self.gate.snr_db < own.snr_db or own.tokens_identical > self.gate.tokens_identical
+            if looser and not self.gate.reason:
+                raise ValueError(f"a gate looser than {self.precision}'s {own.snr_db:g} dB needs a reason")
+        return self
+
+    @property
+    def effective_gate(self) -> Gate:
+        """The gate that applies."""
+        assert self.precision is not None
+        return self.gate or shipped_gates().of(self.precision)
+
+
+class Target(Strict):
+    """One target file."""
+
+    name: str
+    backend: str
+    description: str
+    sequence: Sequence
+    options: dict[str, Any] = Field(default_factory=dict)
+    components: dict[str, ComponentPlan]
+
+    @model_validator(mode="after")
+    def _names_every_component(self) -> Self:
+        for name in self.components:
+            if name not in COMPONENT_NAMES:
+                raise ValueError(f"component {name!r} is unknown.{nearest(name, COMPONENT_NAMES)}")
+        if missing := [name for name in COMPONENT_NAMES if name not in self.components]:
+            raise ValueError(f"says nothing of {', '.join(missing)}: give a precision or skip each")
+        return self
+
+
+def target_names() -> list[str]:
+    """The names of the shipped targets."""
+    return sorted(path.stem for path in shipped("targets").glob("*.toml"))
+
+
+def load_target(name_or_path: str) -> Target:
+    """
+    The shipped target of that name, or the one in that .toml file.
+
+    Raises:
+        UsageError: there is no such target.
+        ConfigError: its file is wrong.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        path = shipped("targets") / f"{name_or_path}.toml"
+        if not path.is_file():
+            known = target_names()
+            raise UsageError(
+                f"target {name_or_path!r} is unknown.{nearest(name_or_path, known)} Use one of "
+                f"{', '.join(known)}, or give the path of a .toml file."
+            )
+    target = read_toml(path, Target)
+    if target.name != path.stem:
+        raise ConfigError(f"{path}: name = {target.name!r} must be the file's own name, {path.stem!r}.")
+    return target
+
+
+def load_targets(names: list[str]) -> list[Target]:
+    """
+    Several targets, each once.
+
+    Raises:
+        UsageError: one is unknown, or two have one name.
+    """
+    targets = [load_target(name) for name in dict.fromkeys(names)]
+    found = [target.name for target in targets]
+    if twice := {name for name in found if found.count(name) > 1}:
+        raise UsageError(f"two targets are called {sorted(twice)[0]!r}. Rename one and its file.")
+    return targets

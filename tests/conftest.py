@@ -1,0 +1,43 @@
+"""Fixtures that many tests share; the one export of the fixture checkpoint takes minutes and is made once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before anything imports a vendor's package: no hub, no banners.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+from mobile_o_export.checkpoint import Checkpoint
+from mobile_o_export.export import ExportResult, export_bundle
+from mobile_o_export.targets import load_targets, target_names
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="session")
+def reference_folder() -> Path:
+    """The interoperability fixture, or another of the same layout: MOBILE_O_REFERENCE."""
+    return Path(os.environ.get("MOBILE_O_REFERENCE", DATA / "reference-tiny"))
+
+
+@pytest.fixture(scope="session")
+def reference_checkpoint(reference_folder: Path) -> Checkpoint:
+    return Checkpoint.open(reference_folder)
+
+
+@pytest.fixture(scope="session")
+def exported(reference_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
+    """The fixture checkpoint on every shipped target. Tests that change the bundle copy it first."""
+    out = tmp_path_factory.mktemp("export") / "bundle"
+    targets = load_targets(target_names())
+    return export_bundle(reference_checkpoint, targets, (), None, out, "1.2.3", lambda *_: None)
+
+
+@pytest.fixture(scope="session")
+def bundle(exported: ExportResult) -> Path:
+    return exported.bundle
