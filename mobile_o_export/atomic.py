@@ -19,8 +19,7 @@ _NO_SPACE_TEXT = "No space left on device"
 
 @contextmanager
 def staged_folder(final: Path, required_bytes: int) -> Iterator[Path]:
-    """
-    A new folder beside ``final`` to write into; it becomes ``final`` when the block ends well.
+    """A new folder beside ``final`` to write into; it becomes ``final`` when the block ends well.
 
     Whatever ends the block otherwise, Ctrl-C included, removes it, with the parent folders that had to be
     made. Only a killed process leaves one behind, called ``<final>.<random>.partial``.

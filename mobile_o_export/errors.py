@@ -1,5 +1,4 @@
-"""
-The errors a user can meet, each with the exit code that the command line gives it.
+"""The errors a user can meet, each with the exit code that the command line gives it.
 
 Exit codes: 0 done; 1 a parity or verification gate failed; 2 usage, configuration or bad input;
 3 a tool or host is missing; 70 a bug of ours (anything that is not an ``ExportError``).
@@ -9,8 +8,7 @@ from __future__ import annotations
 
 
 class ExportError(Exception):
-    """
-    Base of every error that a user can cause or mend.
+    """Base of every error that a user can cause or mend.
 
     The message says what failed, on which component and target, and ends with what to do next.
     """

@@ -80,8 +80,7 @@ def export_bundle(
     bundle_version: str,
     progress: Progress,
 ) -> ExportResult:
-    """
-    Lowers, runs, compares and packs; ``out`` appears when everything passed.
+    """Lowers, runs, compares and packs; ``out`` appears when everything passed.
 
     Raises:
         UnsupportedError: something is refused; nothing was done.
@@ -114,8 +113,7 @@ def export_bundle(
 
 
 class ParityError(GateError):
-    """
-    An export whose outputs missed their gates.
+    """An export whose outputs missed their gates.
 
     Attributes:
         rows: every verdict.

@@ -26,8 +26,7 @@ MEMORY_PER_WEIGHT_BYTE = {"coreml": 3.5, "litert": 3.7, "onnx": 2.2}
 
 @dataclass(frozen=True)
 class PlanItem:
-    """
-    One component on one target.
+    """One component on one target.
 
     Attributes:
         request: what would be lowered; None where it is skipped or refused.
@@ -52,8 +51,7 @@ class PlanItem:
 def plan(
     checkpoint: Checkpoint, targets: Sequence[Target], components: Iterable[str] = ()
 ) -> tuple[PlanItem, ...]:
-    """
-    An item for each target and component (all components where none are named).
+    """An item for each target and component (all components where none are named).
 
     Raises:
         UsageError: a component is unknown.

@@ -8,8 +8,7 @@ from mobile_o_export.errors import ConfigError
 
 
 class Precision(StrEnum):
-    """
-    What weights are stored as and what the arithmetic runs in.
+    """What weights are stored as and what the arithmetic runs in.
 
     ``fp32``: both in fp32. ``fp16``: both in fp16. ``w16``: weights stored as fp16, arithmetic in fp32,
     which loses nothing on a checkpoint published in fp16.
@@ -26,8 +25,7 @@ class Precision(StrEnum):
 
 
 def parse(name: str) -> Precision:
-    """
-    The precision called ``name``.
+    """The precision called ``name``.
 
     Raises:
         ConfigError: there is none; the message lists those there are.

@@ -1,5 +1,4 @@
-"""
-Vendor packages print by the page; this keeps it out of the user's terminal and at hand for errors.
+"""Vendor packages print by the page; this keeps it out of the user's terminal and at hand for errors.
 
 Both wrap vendors' code only, at the seam that starts it: a warning of our own must get through.
 """
@@ -34,8 +33,7 @@ def quiet_vendor() -> Iterator[None]:
 
 @contextlib.contextmanager
 def captured(what: str) -> Iterator[None]:
-    """
-    Runs a vendor's code with both output streams captured, native code's included.
+    """Runs a vendor's code with both output streams captured, native code's included.
 
     Raises:
         LoweringError: the code failed; the message is ``what`` with the error and the log's end.

@@ -1,5 +1,4 @@
-"""
-Calls of functions, unpadded, over graphs that are padded, masked and hand their caches around.
+"""Calls of functions, unpadded, over graphs that are padded, masked and hand their caches around.
 
 The session knows no component and no vendor: roles and layout letters of the specs say which inputs a
 caller gives, which the session makes (masks, lengths, positions), where padding goes and what to cut off.
@@ -50,8 +49,7 @@ class Session:
         return None
 
     def run(self, function: str, inputs: Mapping[str, Array], graph: str | None = None) -> dict[str, Array]:
-        """
-        Outputs of ``function`` for unpadded ``inputs``, cut to the unpadded length.
+        """Outputs of ``function`` for unpadded ``inputs``, cut to the unpadded length.
 
         Args:
             function: its name.

@@ -30,8 +30,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def read_toml(path: Path, model: type[StrictT]) -> StrictT:
-    """
-    The TOML file ``path`` as a ``model``.
+    """The TOML file ``path`` as a ``model``.
 
     Raises:
         ConfigError: it is not TOML, or breaks the model; the message names file, key and nearest name.

@@ -18,8 +18,7 @@ SEQUENCE_KEYS = "either lengths (buckets, for static shapes) or max_length (for 
 
 
 class Sequence(Strict):
-    """
-    How sequence functions meet prompts of any length.
+    """How sequence functions meet prompts of any length.
 
     Attributes:
         lengths: bucket lengths, ascending; empty for dynamic axes.
@@ -48,8 +47,7 @@ class Sequence(Strict):
 
 
 class ComponentPlan(Strict):
-    """
-    What a target does with one component: a precision, or ``skip`` with the reason.
+    """What a target does with one component: a precision, or ``skip`` with the reason.
 
     A ``gate`` replaces the precision's own; a looser one needs its reason.
     """
@@ -102,8 +100,7 @@ def target_names() -> list[str]:
 
 
 def load_target(name_or_path: str) -> Target:
-    """
-    The shipped target of that name, or the one in that .toml file.
+    """The shipped target of that name, or the one in that .toml file.
 
     Raises:
         UsageError: there is no such target.
@@ -125,8 +122,7 @@ def load_target(name_or_path: str) -> Target:
 
 
 def load_targets(names: list[str]) -> list[Target]:
-    """
-    Several targets, each once.
+    """Several targets, each once.
 
     Raises:
         UsageError: one is unknown, or two have one name.

@@ -1,5 +1,4 @@
-"""
-What every input, output and state says of itself, and the one legend of shape letters.
+"""What every input, output and state says of itself, and the one legend of shape letters.
 
 Shape letters, used in every docstring of the package:
 
@@ -54,8 +53,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """
-    Name, shape, dtype, layout, role and range of one tensor.
+    """Name, shape, dtype, layout, role and range of one tensor.
 
     ``layout`` names each axis with a letter of the legend above (``"B K S D"``). ``range`` is the
     closed interval that well-formed values lie in, or ``None`` where nothing bounds them.

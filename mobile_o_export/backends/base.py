@@ -22,8 +22,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Probe:
-    """
-    What a backend can do on this host.
+    """What a backend can do on this host.
 
     ``problem`` says why it cannot lower or run, and ``remedy`` what to install.
     """
@@ -48,8 +47,7 @@ class LowerRequest:
 
 @dataclass(frozen=True)
 class GraphFile:
-    """
-    Where one graph lies.
+    """Where one graph lies.
 
     Attributes:
         spec: the graph.
@@ -70,8 +68,7 @@ class Artifact:
 
 
 class Executor(Protocol):
-    """
-    Runs an artifact's graphs exactly as the files say: padded, masked, caches in and out.
+    """Runs an artifact's graphs exactly as the files say: padded, masked, caches in and out.
 
     ``runtime`` names what computes, so that a report can say what a pass proves.
     """
@@ -104,8 +101,7 @@ class Backend(Protocol):
         ...
 
     def graph_options(self, request: LowerRequest) -> GraphOptions:
-        """
-        The graphs' options that follow from a request.
+        """The graphs' options that follow from a request.
 
         Raises:
             ConfigError: the target's ``[options]`` are wrong.
@@ -123,8 +119,7 @@ class Backend(Protocol):
         ...
 
     def finish(self, folder: Path, graphs: Mapping[str, tuple[GraphFile, ...]]) -> None:
-        """
-        Adds to a target's ``folder`` what concerns all its components together, if anything.
+        """Adds to a target's ``folder`` what concerns all its components together, if anything.
 
         ``graphs`` are each component's, their files below ``folder / component``.
         """

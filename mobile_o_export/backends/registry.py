@@ -12,8 +12,7 @@ BACKEND_NAMES = ("coreml", "litert", "onnx")
 
 
 def backend(name: str) -> Backend:
-    """
-    The backend called ``name``.
+    """The backend called ``name``.
 
     Raises:
         ConfigError: there is none.

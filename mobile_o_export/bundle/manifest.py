@@ -66,8 +66,7 @@ class CheckpointEntry(Strict):
 
 
 class Manifest(Strict):
-    """
-    A bundle's description of itself.
+    """A bundle's description of itself.
 
     Attributes:
         schema_version: of this file's layout.
@@ -111,8 +110,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """
-    The manifest of the bundle in ``folder``.
+    """The manifest of the bundle in ``folder``.
 
     Raises:
         BundleError: there is no bundle.

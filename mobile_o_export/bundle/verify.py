@@ -27,8 +27,7 @@ Progress = Callable[[str, str, str], None]
 def verify_bundle(
     folder: Path, targets: Sequence[str], components: Sequence[str], progress: Progress
 ) -> list[Row]:
-    """
-    The verdict on every output of the chosen targets and components (all where none are named).
+    """The verdict on every output of the chosen targets and components (all where none are named).
 
     Raises:
         BundleError: there is no bundle in ``folder``.

@@ -48,8 +48,7 @@ _LANGUAGE_KEYS = (
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """
-    The diffusers configurations of the DiT, the VAE and the scheduler.
+    """The diffusers configurations of the DiT, the VAE and the scheduler.
 
     Attributes:
         transformer: ``SanaTransformer2DModel``'s, as in ``transformer/config.json``.
@@ -98,8 +97,7 @@ class DiffusionConfig:
 
     @classmethod
     def resolve(cls, name_or_path: str, folder: Path) -> DiffusionConfig:
-        """
-        The configurations that ``diffusion_name_or_path`` names; nothing is ever downloaded.
+        """The configurations that ``diffusion_name_or_path`` names; nothing is ever downloaded.
 
         Args:
             name_or_path: an absolute folder, a folder relative to ``folder``, or a published name
@@ -135,8 +133,7 @@ class DiffusionConfig:
 
 @dataclass(frozen=True)
 class MobileOConfig:
-    """
-    What ``config.json`` and the diffusion configurations say of a checkpoint.
+    """What ``config.json`` and the diffusion configurations say of a checkpoint.
 
     Attributes:
         language: Qwen2's fields, to be used as ``transformers.Qwen2Config(**language)``. Its
@@ -200,8 +197,7 @@ class MobileOConfig:
 
     @classmethod
     def load(cls, folder: Path) -> MobileOConfig:
-        """
-        The configuration of the checkpoint in ``folder``.
+        """The configuration of the checkpoint in ``folder``.
 
         Raises:
             CheckpointError: ``config.json`` is missing, damaged, or not a Mobile-O configuration.
@@ -210,8 +206,7 @@ class MobileOConfig:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any], folder: Path) -> MobileOConfig:
-        """
-        The configuration in the parsed ``raw``; ``folder`` is where relative paths start.
+        """The configuration in the parsed ``raw``; ``folder`` is where relative paths start.
 
         Raises:
             CheckpointError: a key is missing or has a value that this package cannot export.
@@ -238,8 +233,7 @@ class MobileOConfig:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """
-    The JSON object in ``path``.
+    """The JSON object in ``path``.
 
     Raises:
         CheckpointError: there is no such file, or it holds no JSON object.

@@ -11,8 +11,7 @@ from mobile_o_export.checkpoint.safetensors_file import SafetensorsFile
 
 
 def tensors_digest(files: Mapping[str, SafetensorsFile]) -> str:
-    """
-    Hex SHA-256 over every tensor's name, dtype, shape and bytes, in order of name.
+    """Hex SHA-256 over every tensor's name, dtype, shape and bytes, in order of name.
 
     Args:
         files: each tensor's name and the file that holds it.

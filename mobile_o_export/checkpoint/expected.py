@@ -1,5 +1,4 @@
-"""
-The tensors that a configuration calls for, and the comparison with those that are there.
+"""The tensors that a configuration calls for, and the comparison with those that are there.
 
 Names and shapes come from the very modules that the weights are loaded into, built without memory on the
 meta device, so that a checkpoint that passes here loads.
@@ -40,8 +39,7 @@ def expected_tensors(
     mcp_width: int = 512,
     mcp_squeezed: int = 128,
 ) -> dict[str, tuple[int, ...]]:
-    """
-    Every tensor of a complete checkpoint, name → shape, in the published order of components.
+    """Every tensor of a complete checkpoint, name → shape, in the published order of components.
 
     Args:
         config: the sizes of the LLM, the DiT and the VAE.
@@ -81,8 +79,7 @@ def expected_tensors(
 
 
 def validate(path: Path, config: MobileOConfig, found: Shapes) -> None:
-    """
-    Pass if ``found`` holds exactly the tensors that ``config`` calls for.
+    """Pass if ``found`` holds exactly the tensors that ``config`` calls for.
 
     ``lm_head.weight`` may be missing with tied embeddings, and the VAE's encoder as a whole, since nothing
     exports it.

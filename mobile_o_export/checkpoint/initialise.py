@@ -119,8 +119,7 @@ def init_checkpoint(
     dtype: WeightDType = "float16",
     progress: Progress | None = None,
 ) -> None:
-    """
-    Write a checkpoint of random weights to the new folder ``out``.
+    """Write a checkpoint of random weights to the new folder ``out``.
 
     Names, shapes and files are the published ones; the same size, seed and dtype give the same bytes.
     ``config.json`` is marked, so that nobody takes the weights for trained ones.

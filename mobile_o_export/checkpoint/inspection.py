@@ -35,8 +35,7 @@ class LoraReport:
 
 @dataclass(frozen=True)
 class CheckpointReport:
-    """
-    Components, totals, digest and the settings that tell one checkpoint from another.
+    """Components, totals, digest and the settings that tell one checkpoint from another.
 
     ``dtypes`` are those of floating-point tensors; the batch norms' integer counters are left out of them
     and of ``parameters``, as everywhere else where parameters are counted. ``settings`` are the sizes that
@@ -77,8 +76,7 @@ class CheckpointReport:
 
 
 def inspect(checkpoint: Checkpoint) -> CheckpointReport:
-    """
-    The report on ``checkpoint``; computing its digest reads every byte once.
+    """The report on ``checkpoint``; computing its digest reads every byte once.
 
     Components that the checkpoint lacks (the VAE's encoder may) are left out.
     """

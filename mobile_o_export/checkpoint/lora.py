@@ -1,5 +1,4 @@
-"""
-A PEFT LoRA adapter, merged into the base weights one tensor at a time.
+"""A PEFT LoRA adapter, merged into the base weights one tensor at a time.
 
 Formulas: W + (alpha / r) B A (LoRA, arXiv 2106.09685, section 4.1), with alpha / sqrt(r) in its
 rank-stabilised form (arXiv 2312.03732). File layout: https://huggingface.co/docs/peft, "Checkpoint format".
@@ -59,8 +58,7 @@ class _Delta:
 
 
 class LoraAdapter:
-    """
-    A PEFT adapter folder: which base weights it changes, and each changed weight.
+    """A PEFT adapter folder: which base weights it changes, and each changed weight.
 
     Args:
         path: the folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
@@ -110,8 +108,7 @@ class LoraAdapter:
         return f"sha256:{content.hexdigest()}"
 
     def merged(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """
-        Base tensor ``name`` with the adapter merged, in fp32; ``weight`` itself where it is no target.
+        """Base tensor ``name`` with the adapter merged, in fp32; ``weight`` itself where it is no target.
 
         Raises:
             CheckpointError: the adapter's own tensors hold NaN or infinity.

@@ -20,8 +20,7 @@ _PATTERN = (
 
 
 def write_tokenizer(folder: Path, first_special_id: int | None = None, max_length: int = 2048) -> None:
-    """
-    ``tokenizer.json``, ``tokenizer_config.json``, ``vocab.json`` and ``merges.txt`` in ``folder``.
+    """``tokenizer.json``, ``tokenizer_config.json``, ``vocab.json`` and ``merges.txt`` in ``folder``.
 
     Args:
         folder: where the files go.

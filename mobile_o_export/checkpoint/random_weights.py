@@ -1,5 +1,4 @@
-"""
-Random weights under which every branch of the model speaks.
+"""Random weights under which every branch of the model speaks.
 
 PyTorch's own initialisation leaves much of this model mute: layer scales of 1e-5, gates at zero, norms at
 exactly one. Here each weight matrix keeps the variance of what passes through it, residual branches are
@@ -24,8 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fan:
-    """
-    Normal of standard deviation ``gain`` / sqrt(fan in): keeps ``gain`` times the input's deviation.
+    """Normal of standard deviation ``gain`` / sqrt(fan in): keeps ``gain`` times the input's deviation.
 
     ``residual`` divides it by sqrt(depth) as well, for the last weight of a branch that is added to a
     stream ``depth`` times.
@@ -60,8 +58,7 @@ class NearIdentity:
 
 @dataclass(frozen=True)
 class Frequencies:
-    """
-    As :class:`Fan`, for the columns that read a sinusoidal embedding: cosines, then sines, fast first.
+    """As :class:`Fan`, for the columns that read a sinusoidal embedding: cosines, then sines, fast first.
 
     Columns of angular frequency above 1 / ``period`` fade, as in trained models: otherwise a rounding of
     the timestep to fp16 (a quarter at 500) would be a different timestep.
@@ -165,8 +162,7 @@ _BLOCK = re.compile(r"(?P<stack>.*?\.(?:layers|transformer_blocks|network\.\d+))
 
 
 def recipe_for(name: str) -> Recipe:
-    """
-    How the tensor of this published name is drawn.
+    """How the tensor of this published name is drawn.
 
     Raises:
         KeyError: no rule covers the name.
@@ -187,8 +183,7 @@ def depths(names: Iterable[str]) -> dict[str, int]:
 
 
 def random_tensor(name: str, shape: tuple[int, ...], seed: int, depth: dict[str, int]) -> NDArray[np.float32]:
-    """
-    The tensor ``name`` of a random checkpoint, in fp32 (zeros where the published dtype is int64).
+    """The tensor ``name`` of a random checkpoint, in fp32 (zeros where the published dtype is int64).
 
     Args:
         name: its published name.

@@ -67,8 +67,7 @@ https://www.apache.org/licenses/LICENSE-2.0
 
 
 class Checkpoint:
-    """
-    An opened checkpoint: its configuration, what it holds, and its tensors on demand.
+    """An opened checkpoint: its configuration, what it holds, and its tensors on demand.
 
     Make one with :meth:`open`. Files stay memory-mapped for as long as a tensor of theirs is alive.
 
@@ -97,8 +96,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: Path, lora: Path | None = None) -> Checkpoint:
-        """
-        The checkpoint in folder ``path``, with the PEFT adapter in ``lora`` merged in.
+        """The checkpoint in folder ``path``, with the PEFT adapter in ``lora`` merged in.
 
         Reads the configuration and the files' headers, and compares every tensor's name and shape with
         what the configuration calls for; no weights are read.
@@ -136,8 +134,7 @@ class Checkpoint:
         return self._read((name for name in self._names() if name.startswith(prefixes)), component, dtype)
 
     def state_dict(self, prefix: str, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
-        """
-        The tensors whose names start with ``prefix``, by their names after it.
+        """The tensors whose names start with ``prefix``, by their names after it.
 
         A tensor that needs neither cast nor merge is a view of the memory-mapped file: changing one in
         place changes it for this checkpoint (never the file), so load them with ``assign=True`` and leave
@@ -157,8 +154,7 @@ class Checkpoint:
 
     @cached_property
     def digest(self) -> str:
-        """
-        ``sha256:…`` of the configurations and of every tensor's name, dtype, shape and bytes.
+        """``sha256:…`` of the configurations and of every tensor's name, dtype, shape and bytes.
 
         It reads the whole checkpoint once. Sharding, the folder's place and the tokenizer do not matter;
         an adapter does.
@@ -185,8 +181,7 @@ class Checkpoint:
 
     @property
     def tokenizer_files(self) -> tuple[Path, ...]:
-        """
-        The tokenizer's files.
+        """The tokenizer's files.
 
         Raises:
             CheckpointError: they are not enough for a tokenizer.
@@ -201,8 +196,7 @@ class Checkpoint:
 
     @cached_property
     def licence(self) -> str:
-        """
-        The notice that everything made from these weights has to carry.
+        """The notice that everything made from these weights has to carry.
 
         The folder's own LICENSE where there is one; else a note that the weights are random where
         ``init-checkpoint`` wrote them; else the published weights' CC BY-NC-SA 4.0.

@@ -1,5 +1,4 @@
-"""
-One safetensors file, memory-mapped: its header checked on opening, its bytes read on demand.
+"""One safetensors file, memory-mapped: its header checked on opening, its bytes read on demand.
 
 The header is parsed here rather than by the ``safetensors`` package, so that opening needs no torch and
 every kind of damage gets a message of its own. Format: https://huggingface.co/docs/safetensors, section
@@ -38,8 +37,7 @@ _HASH_CHUNK_BYTES = 1 << 24
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """
-    Where one tensor lies and what it is.
+    """Where one tensor lies and what it is.
 
     Attributes:
         name: its name in the checkpoint.
@@ -64,8 +62,7 @@ class TensorInfo:
 
 
 class SafetensorsFile:
-    """
-    The tensors of one safetensors file.
+    """The tensors of one safetensors file.
 
     Raises:
         CheckpointError: the file is missing, truncated, corrupt, or of another kind.

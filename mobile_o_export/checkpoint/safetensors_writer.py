@@ -29,8 +29,7 @@ class Entry:
 
 
 def write_safetensors(path: Path, entries: Iterable[Entry], data: Iterator[bytes | memoryview]) -> None:
-    """
-    A safetensors file at ``path``; ``data`` yields each entry's bytes in the order of :func:`arranged`.
+    """A safetensors file at ``path``; ``data`` yields each entry's bytes in the order of :func:`arranged`.
 
     Raises:
         OSError: the file cannot be written.
@@ -66,8 +65,7 @@ def arranged(entries: Iterable[Entry]) -> list[Entry]:
 
 
 def shards(entries: Iterable[Entry], limit_bytes: int) -> Mapping[str, list[Entry]]:
-    """
-    File name → its entries, each file at most ``limit_bytes``; one ``model.safetensors`` where that does.
+    """File name → its entries, each file at most ``limit_bytes``; one ``model.safetensors`` where that does.
 
     Names are Hugging Face's, ``model-00001-of-00002.safetensors``.
     """

@@ -11,8 +11,7 @@ MESSAGE_SECONDS = 0.2
 
 
 class ProgressPrinter:
-    """
-    Prints what happens to which component of which target, with the elapsed time.
+    """Prints what happens to which component of which target, with the elapsed time.
 
     On a terminal one line is rewritten; elsewhere each phrase is a line, so that a log tells the story.
     """

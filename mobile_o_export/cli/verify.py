@@ -24,8 +24,7 @@ def verify(
         Path | None, typer.Option("--junit", help="Also write the report as JUnit XML.", metavar="FILE")
     ] = None,
 ) -> None:
-    """
-    Check every file's hash, run every function and compare it with its golden.
+    """Check every file's hash, run every function and compare it with its golden.
 
     Exit code 0 when everything passed, 1 when a gate failed, 3 when nothing failed but something could not
     be run here.

@@ -1,5 +1,4 @@
-"""
-What a component is: functions with contracts, the graphs that realise them, the module to lower.
+"""What a component is: functions with contracts, the graphs that realise them, the module to lower.
 
 A *function* is what a caller sees, with unpadded tensors: ``project(hidden_states) → conditioning``. A
 *graph* is what a file holds: one function at one bucket length, or at dynamic lengths, with the masks,
@@ -71,8 +70,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """
-    One lowered graph: what it realises, its exact inputs, outputs and states.
+    """One lowered graph: what it realises, its exact inputs, outputs and states.
 
     ``feeds`` maps an output to the input that the next call takes it back as. ``profiles`` is empty
     for a static graph.
@@ -89,8 +87,7 @@ class GraphSpec:
 
 @dataclass(frozen=True)
 class GraphOptions:
-    """
-    What a target decides about graphs, in no vendor's words.
+    """What a target decides about graphs, in no vendor's words.
 
     Attributes:
         lengths: bucket lengths of sequence functions, ascending; empty for dynamic axes.
@@ -140,8 +137,7 @@ class Component(Protocol):
         ...
 
     def graph(self, module: nn.Module, spec: GraphSpec, options: GraphOptions) -> nn.Module:
-        """
-        The module of one graph around a prepared ``module``.
+        """The module of one graph around a prepared ``module``.
 
         It takes the inputs of ``spec`` in order and gives its outputs in order, a bare tensor where
         there is one; its buffers named in ``spec.states`` are mutated.

@@ -32,8 +32,7 @@ def build(factory: Callable[[], ModuleT], weights: Mapping[str, torch.Tensor]) -
 
 
 class CastAround(nn.Module):
-    """
-    ``module`` computing in ``dtype`` behind an fp32 boundary.
+    """``module`` computing in ``dtype`` behind an fp32 boundary.
 
     ``casts`` says which inputs are cast; a timestep is not, for its sinusoids need fp32.
     """

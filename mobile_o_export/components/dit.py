@@ -55,8 +55,7 @@ class Denoise(nn.Module):
         conditioning: torch.Tensor,
         conditioning_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """
-        ``latent`` [B, C, Y, X], ``timestep`` [B], ``conditioning`` [B, S, F] → velocity [B, C, Y, X].
+        """``latent`` [B, C, Y, X], ``timestep`` [B], ``conditioning`` [B, S, F] → velocity [B, C, Y, X].
 
         ``conditioning_mask`` [B, S] is 1 where a position is real; the reference passes none.
         """

@@ -1,5 +1,4 @@
-"""
-mcp: ``project(hidden_states) → conditioning``, the Mobile Conditioning Projector.
+"""mcp: ``project(hidden_states) → conditioning``, the Mobile Conditioning Projector.
 
 Zeroed hidden states, not zeros, give the unconditional branch of classifier-free guidance.
 """

@@ -28,8 +28,7 @@ def sequence_extent(options: GraphOptions) -> Extent:
 def sequence_graphs(
     function: FunctionSpec, options: GraphOptions, mask_name: str | None
 ) -> tuple[GraphSpec, ...]:
-    """
-    The graphs of a stateless function over one sequence axis S.
+    """The graphs of a stateless function over one sequence axis S.
 
     Buckets get an input ``mask_name`` [1, S] (none where padding cannot matter); a dynamic graph runs
     at the exact length and needs none.
@@ -63,8 +62,7 @@ def sequence_graphs(
 
 @dataclass(frozen=True)
 class StatelessComponent:
-    """
-    A component of one function whose module takes the contract's inputs and gives its one output.
+    """A component of one function whose module takes the contract's inputs and gives its one output.
 
     Attributes:
         name: of the component.

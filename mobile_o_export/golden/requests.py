@@ -50,8 +50,7 @@ class Requests(Strict):
 
 
 def load_requests(path: Path | None) -> tuple[Requests, Path]:
-    """
-    The requests in ``path``, by default the shipped ones, and the folder that images are relative to.
+    """The requests in ``path``, by default the shipped ones, and the folder that images are relative to.
 
     Raises:
         ConfigError: the file breaks its rules, or two requests share a name.

@@ -20,8 +20,7 @@ SCHEMA = 1
 
 
 class Step(Strict):
-    """
-    One call of a case: which stored tensor each input and each compared output is.
+    """One call of a case: which stored tensor each input and each compared output is.
 
     ``outputs`` is empty for a step that only moves the sequence on.
     """
@@ -48,8 +47,7 @@ class ComponentGolden(Strict):
 
 
 class GoldenIndex(Strict):
-    """
-    ``golden.json``.
+    """``golden.json``.
 
     Attributes:
         schema_version: of this file's layout.
@@ -73,8 +71,7 @@ class Golden:
 
     @classmethod
     def open(cls, path: Path) -> Golden:
-        """
-        The golden in folder ``path``.
+        """The golden in folder ``path``.
 
         Raises:
             GoldenError: it is missing, damaged, or of another schema version.

@@ -1,5 +1,4 @@
-"""
-FastViTHD, the vision encoder, in its re-parameterised form.
+"""FastViTHD, the vision encoder, in its re-parameterised form.
 
 FastVLM (arXiv 2412.13303) describes the architecture: a convolutional stem, three stages of RepMixer
 blocks, two of self-attention, each stage halving the resolution (1/64 in all), then a depthwise
@@ -52,8 +51,7 @@ class FastViTHDLayout:
 
     @classmethod
     def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> FastViTHDLayout:
-        """
-        The layout that tensors of these names and shapes make up.
+        """The layout that tensors of these names and shapes make up.
 
         Raises:
             ValueError: the names are not those of a FastViTHD.
@@ -297,8 +295,7 @@ class Projector(nn.Sequential):
 
 
 def fuse_for_inference(encoder: FastViTHD) -> None:
-    """
-    Folds batch norms and layer scales into the convolutions next to them, in place.
+    """Folds batch norms and layer scales into the convolutions next to them, in place.
 
     norm(conv(x)) = (g·W)x + (b − g·m) with g = weight / sqrt(var + eps), and s·(Wx + b) = (s·W)x + s·b: exact
     in real arithmetic, and fewer operations on a device.

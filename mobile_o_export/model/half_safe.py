@@ -1,5 +1,4 @@
-"""
-Exact rewrites that keep fp16 in range on engines where no operation can stay in fp32.
+"""Exact rewrites that keep fp16 in range on engines where no operation can stay in fp32.
 
 Each computes what the original computes, in real arithmetic; they differ in which intermediate values
 appear. Goldens come from the original modules, so parity judges these too.
@@ -23,8 +22,7 @@ HALF_TINY = 2.0**-14
 
 
 class ScaledRMSNorm(nn.Module):
-    """
-    RMS norm over the last axis whose squares cannot overflow.
+    """RMS norm over the last axis whose squares cannot overflow.
 
     With m = max|x|: x / sqrt(mean(x²) + eps) = (x/m) / sqrt(mean((x/m)²) + eps/m²). In fp16 the plain
     form overflows for |x| above 256.
@@ -60,8 +58,7 @@ def replace_rms_norms(module: nn.Module) -> None:
 
 
 def scaled_linear_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """
-    Linear attention with non-negative queries and keys, in range for fp16.
+    """Linear attention with non-negative queries and keys, in range for fp16.
 
     ``value`` and the ones that count the normaliser are divided by the number of positions; the factor
     cancels in the quotient, and sums over positions become means. eps rises from 1e-15, which fp16
@@ -93,6 +90,7 @@ class HalfSafeSanaAttention:
     ) -> torch.Tensor:
         """``hidden_states`` [B, tokens, channels] → the same shape."""
         del encoder_hidden_states, attention_mask  # self-attention over an unmasked image
+        assert attn.norm_q is None and attn.norm_k is None, "SANA with qk_norm has no half-safe form here"
         query, key, value = (
             project(hidden_states).transpose(1, 2).unflatten(1, (attn.heads, -1))
             for project in (attn.to_q, attn.to_k, attn.to_v)

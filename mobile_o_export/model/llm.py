@@ -1,5 +1,4 @@
-"""
-The language model as straight-line PyTorch: Qwen2's layers from transformers, our own loop and caches.
+"""The language model as straight-line PyTorch: Qwen2's layers from transformers, our own loop and caches.
 
 transformers decides caches, masks and hidden-state capture with machinery that does not lower; a loop
 over its decoder layers with an explicit additive mask and a cache object does, on every backend.
@@ -67,8 +66,7 @@ class FreshCache:
 
 
 class FixedCache:
-    """
-    A cache of fixed capacity of which one position is replaced.
+    """A cache of fixed capacity of which one position is replaced.
 
     The write is a select against a one-hot of the position: exact, static in shape, and the same few
     elementwise operations on every backend, where an indexed write is a scatter on some and fails on
@@ -93,8 +91,7 @@ class FixedCache:
 
 
 def causal_mask(query_positions: torch.Tensor, keys: int | torch.SymInt) -> torch.Tensor:
-    """
-    The additive mask of causal attention.
+    """The additive mask of causal attention.
 
     Args:
         query_positions: [S], the position of each query.
@@ -109,8 +106,7 @@ def causal_mask(query_positions: torch.Tensor, keys: int | torch.SymInt) -> torc
 
 
 class LanguageModel(nn.Module):
-    """
-    Qwen2 with its head, giving logits and the last K hidden states.
+    """Qwen2 with its head, giving logits and the last K hidden states.
 
     ``hidden_states`` are Hugging Face's: the embeddings, then each layer's output, the last of them
     after the final norm.
@@ -143,8 +139,7 @@ class LanguageModel(nn.Module):
     def layers(
         self, inputs_embeds: torch.Tensor, rotary: Rotary, mask: torch.Tensor, cache: LayerCache
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        All decoder layers and the final norm.
+        """All decoder layers and the final norm.
 
         Args:
             inputs_embeds: [B, S, D].

@@ -1,5 +1,4 @@
-"""
-The Mobile Conditioning Projector (arXiv 2602.20161): last K hidden states of the LLM → DiT conditioning.
+"""The Mobile Conditioning Projector (arXiv 2602.20161): last K hidden states of the LLM → DiT conditioning.
 
 A prompt shorter than the sequence it is run at gives the unpadded result: ``mask`` keeps the padding out
 of the two places where positions meet, the edges of the depthwise convolutions and the pooling of the
@@ -103,8 +102,7 @@ class MobileConditioningProjector(nn.Module):
         }
 
     def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """
-        The DiT's conditioning.
+        """The DiT's conditioning.
 
         Args:
             hidden_states: [B, K, S, D], the last K entries of Hugging Face's ``hidden_states``.

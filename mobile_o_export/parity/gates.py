@@ -9,8 +9,7 @@ from mobile_o_export.strict import Strict, read_toml
 
 
 class Gate(Strict):
-    """
-    What one output of a given precision must reach.
+    """What one output of a given precision must reach.
 
     Attributes:
         snr_db: the least signal-to-noise ratio.

@@ -17,8 +17,7 @@ SNR_CEILING_DB = 200.0
 
 @dataclass(frozen=True)
 class Metrics:
-    """
-    Distances of ``actual`` from ``golden``.
+    """Distances of ``actual`` from ``golden``.
 
     Attributes:
         snr_db: 10·log10(Σ golden² / Σ (golden − actual)²), in double precision; at most
@@ -35,8 +34,7 @@ class Metrics:
 
 
 def measure(golden: Array, actual: Array) -> Metrics:
-    """
-    The distances between two finite arrays of one shape.
+    """The distances between two finite arrays of one shape.
 
     Raises:
         ValueError: the shapes differ, an array is empty, or a value is not finite: judge those first.

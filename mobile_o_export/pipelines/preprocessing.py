@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 
 def load_picture(path: Path) -> Picture:
-    """
-    The picture in ``path`` as RGB, upright.
+    """The picture in ``path`` as RGB, upright.
 
     Raises:
         UsageError: there is no such file, or it is no picture.
@@ -33,8 +32,7 @@ def load_picture(path: Path) -> Picture:
 
 
 def pixel_values(picture: Picture, size: int, *, square: bool) -> Array:
-    """
-    RGB picture → float32 [1, 3, size, size] in 0..1.
+    """RGB picture → float32 [1, 3, size, size] in 0..1.
 
     Bicubic resize of the shortest edge to ``size``, centre crop, division by 255. With ``square``
     (``image_aspect_ratio`` "pad") black bars make the picture square first.

@@ -67,8 +67,7 @@ def embed_prompt(llm: Runner, tokenizer: Tokenizer, text: str, image_features: A
 
 @dataclass(frozen=True)
 class Conditioning:
-    """
-    What steers the DiT: both branches of classifier-free guidance, each [1, S, F].
+    """What steers the DiT: both branches of classifier-free guidance, each [1, S, F].
 
     The unconditional one is the MCP's result for zeroed hidden states, not zeros.
     """
@@ -95,8 +94,7 @@ def denoise(
     before_call: Callable[[int, str], None] = lambda _index, _branch: None,
     after_step: Callable[[int, Array], None] = lambda _index, _latent: None,
 ) -> Array:
-    """
-    The denoised latent [1, C, Y, X].
+    """The denoised latent [1, C, Y, X].
 
     ``before_call`` is told the step's index and the guidance branch before each call of the DiT,
     ``after_step`` the index and the latent after each step.
@@ -126,8 +124,7 @@ def decode_latent(vae: Runner, latent: Array, scaling_factor: float) -> Array:
 def greedy_tokens(
     llm: Runner, embeds: Array, count: int, before_call: Callable[[int], None] = lambda _index: None
 ) -> Iterator[int]:
-    """
-    The ``count`` most likely next tokens after ``embeds`` [1, S, D], one after the other.
+    """The ``count`` most likely next tokens after ``embeds`` [1, S, D], one after the other.
 
     ``before_call`` is told how many tokens were given before each call that computes the next.
     """

@@ -27,8 +27,7 @@ DEFAULT_FUNCTION = "main"
 
 
 class CoreMLOptions(Strict):
-    """
-    A target's ``[options]``.
+    """A target's ``[options]``.
 
     Attributes:
         minimum_deployment_target: states and multifunction packages need iOS 18.

@@ -60,8 +60,7 @@ def convert(spec: GraphSpec, graph: nn.Module, package: Path, *, half: bool) -> 
 
 
 class Fp32Islands:
-    """
-    Says which operations coremltools may cast to fp16: all but sinusoids and what they are computed from.
+    """Says which operations coremltools may cast to fp16: all but sinusoids and what they are computed from.
 
     A timestep near 1000 has a spacing of 0.5 in fp16, which is no angle to take a sine of. The island is
     a handful of scalars at the head of the DiT.
@@ -107,8 +106,7 @@ def merge(parts: Mapping[str, Path], package: Path) -> None:
 
 
 def describe(package: Path, functions: Mapping[str, GraphSpec], component: str) -> None:
-    """
-    Writes the contract into the package, and takes out what differs from run to run.
+    """Writes the contract into the package, and takes out what differs from run to run.
 
     Descriptions appear in Xcode. Conversion dates and random identifiers would make equal packages
     unequal: the protobuf is written in its deterministic order and identifiers are derived from content.

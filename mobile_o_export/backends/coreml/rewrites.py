@@ -17,8 +17,7 @@ class TanhGELU(nn.Module):
 
 
 def spell_out_tanh_gelu(module: nn.Module) -> None:
-    """
-    Replaces GELU(approximate="tanh") in place.
+    """Replaces GELU(approximate="tanh") in place.
 
     coremltools 9 drops ``approximate`` on its torch.export path and emits the exact GELU, which differs by
     up to 4.7e-4. SANA's caption projection has one.

@@ -24,8 +24,7 @@ PACKAGES = ("onnx", "onnxscript", "onnx-ir", "onnxruntime")
 
 
 class OnnxOptions(Strict):
-    """
-    A target's ``[options]``.
+    """A target's ``[options]``.
 
     Attributes:
         opset: ONNX operator set, pinned; TensorRT 10.3 parses 9 to 20.

@@ -1,6 +1,5 @@
 #!/usr/bin/env python3
-"""
-Builds TensorRT engines from the ONNX files beside this script; run it on the Jetson itself.
+"""Builds TensorRT engines from the ONNX files beside this script; run it on the Jetson itself.
 
     python3 build_engines.py [--out engines] [--workspace-mib 2048] [FILE.onnx ...]
 

@@ -25,8 +25,7 @@ AXIS_NAMES: Mapping[str, str] = {
 
 
 def convert(spec: GraphSpec, graph: nn.Module, path: Path, settings: OnnxOptions) -> set[str]:
-    """
-    Writes ``graph`` to ``path`` with its weights in ``<path>.data`` beside it.
+    """Writes ``graph`` to ``path`` with its weights in ``<path>.data`` beside it.
 
     Returns:
         The operators that the file uses.

@@ -32,8 +32,7 @@ BUILD_SCRIPT = "build_engines.py"
 
 
 def write_build(folder: Path, graphs: Mapping[str, tuple[GraphFile, ...]]) -> None:
-    """
-    Writes ``profiles.json`` and ``build_engines.py`` into a target's folder.
+    """Writes ``profiles.json`` and ``build_engines.py`` into a target's folder.
 
     Args:
         folder: the target's.

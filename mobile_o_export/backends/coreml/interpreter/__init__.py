@@ -1,5 +1,4 @@
-"""
-An interpreter for saved Core ML ML Programs that runs on any host with torch.
+"""An interpreter for saved Core ML ML Programs that runs on any host with torch.
 
 ``load_mlpackage`` reads the bytes of a ``.mlpackage``; ``Interpreter`` evaluates one of its functions.
 Importing this package loads neither coremltools nor torch.

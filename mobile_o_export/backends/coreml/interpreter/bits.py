@@ -7,8 +7,7 @@ from numpy.typing import NDArray
 
 
 def unpack(packed: NDArray[np.uint8], bits: int, count: int, *, signed: bool) -> NDArray[np.generic]:
-    """
-    ``count`` integers of ``bits`` bits each, one a byte (``int8`` if ``signed``, else ``uint8``).
+    """``count`` integers of ``bits`` bits each, one a byte (``int8`` if ``signed``, else ``uint8``).
 
     ``packed`` is 1-D and holds at least ``ceil(count * bits / 8)`` bytes. Elements of three and six
     bits straddle bytes. Same layout as ``MILBlob::UnPackSubByteVec`` and coremltools'

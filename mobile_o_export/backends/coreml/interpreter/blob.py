@@ -1,5 +1,4 @@
-"""
-Reader of ``weight.bin``: MIL blob storage, version 2, memory-mapped.
+"""Reader of ``weight.bin``: MIL blob storage, version 2, memory-mapped.
 
 Layout (``mlmodel/src/MILBlob/Blob/StorageFormat.hpp``, little-endian): a 64-byte file header
 ``{uint32 count, uint32 version}``; per blob 64 bytes of metadata at the offset that the program names,

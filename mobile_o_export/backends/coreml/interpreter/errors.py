@@ -18,8 +18,7 @@ class UnsupportedOpError(UnsupportedError):
 
 
 class EvaluationError(ExportError):
-    """
-    An operation that failed, or gave another shape than the program declares.
+    """An operation that failed, or gave another shape than the program declares.
 
     Either the program contradicts itself or an implementation here is wrong: a bug, never a verdict
     on the model.

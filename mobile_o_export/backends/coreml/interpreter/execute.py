@@ -26,8 +26,7 @@ State = dict[str, "Tensor"]
 
 
 class Interpreter:
-    """
-    Runs one function.
+    """Runs one function.
 
     ``rounding`` says whether fp16 results are rounded to fp16 after each operation. With
     ``keep_weights`` the fp32 form of each weight is made once and shared by all interpreters over the
@@ -69,8 +68,7 @@ class Interpreter:
     def run(
         self, inputs: Mapping[str, NDArray[Any]], *, state: State | None = None
     ) -> dict[str, NDArray[Any]]:
-        """
-        The function's outputs by name, in their declared types (fp16 as fp32 under ``Rounding.FP32``).
+        """The function's outputs by name, in their declared types (fp16 as fp32 under ``Rounding.FP32``).
 
         ``inputs`` holds one array an input, of its shape and type; under ``Rounding.FP32`` an fp16
         input may come as fp32. ``state`` is updated in place, entry by entry.

@@ -1,5 +1,4 @@
-"""
-Compressed weights and quantized activations.
+"""Compressed weights and quantized activations.
 
 Sources: defs/iOS16/constexpr_ops.py, defs/iOS17/quantization_ops.py, defs/iOS18/compression.py.
 """
@@ -43,8 +42,7 @@ def _shifted_and_scaled(data: Tensor, scale: Tensor, offset: Tensor | None) -> T
 
 
 def _looked_up(indices: Tensor, lut: Tensor, vector_axis: int | None) -> Tensor:
-    """
-    Dense values of ``indices`` [i...] through ``lut`` [l..., palette, vector], l dividing i.
+    """Dense values of ``indices`` [i...] through ``lut`` [l..., palette, vector], l dividing i.
 
     With vectors longer than 1 each index stands for a run of elements along ``vector_axis``.
     """

@@ -20,8 +20,7 @@ _CONV_TRANSPOSE = {
 def window_pads(
     call: Call, sizes: Sequence[int], extents: Sequence[int], strides: Sequence[int]
 ) -> list[tuple[int, int]]:
-    """
-    Padding before and after each spatial axis, for windows of ``extents`` (dilation included).
+    """Padding before and after each spatial axis, for windows of ``extents`` (dilation included).
 
     ``aggregated_pad`` in defs/_utils.py; an odd rest goes after the data under ``same``, before it
     under ``same_lower``.
@@ -71,8 +70,7 @@ def _conv(call: Call) -> Result:
 
 @implements("conv_transpose", "x weight", "bias pad output_shape pad_type strides dilations groups")
 def _conv_transpose(call: Call) -> Result:
-    """
-    For weight [C_in, C_out/groups, kernel...]; the full result is cropped by ``pad``.
+    """For weight [C_in, C_out/groups, kernel...]; the full result is cropped by ``pad``.
 
     ``output_shape`` may ask for more than what ``pad`` leaves; that rest holds the bias alone.
     """

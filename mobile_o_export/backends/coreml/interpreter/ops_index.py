@@ -14,8 +14,7 @@ _SLICE_OPTIONS = "stride begin_mask end_mask squeeze_mask"
 
 
 def _sliced(call: Call, x: Tensor) -> Tensor:
-    """
-    NumPy's ``x[begin:end:stride]`` on every axis, as ``solve_slice_by_index_slice`` builds it.
+    """NumPy's ``x[begin:end:stride]`` on every axis, as ``solve_slice_by_index_slice`` builds it.
 
     A set ``begin_mask`` or ``end_mask`` leaves that bound out; ``squeeze_mask`` takes the one index
     ``begin`` and drops the axis. A view wherever no stride is negative.
@@ -71,8 +70,7 @@ def _slice_by_size(call: Call) -> Result:
 
 
 def _indices(call: Call, name: str, size: int) -> Tensor:
-    """
-    The indices given for ``name`` as int64, negative ones counted from the end (iOS 15 and 16).
+    """The indices given for ``name`` as int64, negative ones counted from the end (iOS 15 and 16).
 
     Core ML leaves an index out of bounds undefined, so that no result after one means anything.
     """

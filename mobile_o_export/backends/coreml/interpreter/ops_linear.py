@@ -33,8 +33,7 @@ def _einsum(call: Call) -> Result:
 
 @implements("scaled_dot_product_attention", "query key value", "attn_mask")
 def _attention(call: Call) -> Result:
-    """
-    Softmax(QK^T / sqrt(E) + mask) V: query [B, *, L, E], key [B, *, S, E], value [B, *, S, EV].
+    """Softmax(QK^T / sqrt(E) + mask) V: query [B, *, L, E], key [B, *, S, E], value [B, *, S, EV].
 
     Written out, so that a row masked out whole gives NaN as the op's definition says; torch's own
     function gives 0 there.

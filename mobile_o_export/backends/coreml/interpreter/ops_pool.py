@@ -17,8 +17,7 @@ _OPTIONS = "strides pad_type pad ceil_mode"
 
 
 def _window(call: Call) -> tuple[int, list[int], list[int], list[tuple[int, int]], list[tuple[int, int]]]:
-    """
-    Rank, kernel, strides, padding, and padding with what ``ceil_mode`` adds after the data.
+    """Rank, kernel, strides, padding, and padding with what ``ceil_mode`` adds after the data.
 
     The number of windows under ``ceil_mode`` is ``spatial_dimensions_out_shape``'s: the last one must
     start inside of the data or of the padding before it.

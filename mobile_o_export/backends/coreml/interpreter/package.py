@@ -13,8 +13,7 @@ from mobile_o_export.quiet import quiet_vendor
 
 
 def load_mlpackage(path: Path) -> MilProgram:
-    """
-    The ML Program in the package at ``path``, weights mapped but not read.
+    """The ML Program in the package at ``path``, weights mapped but not read.
 
     Every blob that the program names is located and its type and size compared with the declaration.
 

@@ -21,8 +21,7 @@ from mobile_o_export.backends.coreml.interpreter.weights import Constant
 
 @dataclass(frozen=True, eq=False)
 class Derived:
-    """
-    One output of a ``constexpr_*`` operation, worked out when it is asked for.
+    """One output of a ``constexpr_*`` operation, worked out when it is asked for.
 
     ``key`` names the operation and its constants, so that equal weights of two functions are one.
     """
@@ -65,8 +64,7 @@ class Plan:
 
 
 def plan_function(function: MilFunction, component: str) -> Plan:
-    """
-    The plan of a function's code.
+    """The plan of a function's code.
 
     Raises:
         UnsupportedOpError: an operation, a parameter or an element type that nothing here implements.

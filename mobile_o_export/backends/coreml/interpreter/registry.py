@@ -79,8 +79,7 @@ Evaluate = Callable[[Call], Result]
 
 @dataclass(frozen=True)
 class Implementation:
-    """
-    A function for one op, and the parameters it knows.
+    """A function for one op, and the parameters it knows.
 
     ``moves_data`` marks ops whose results are elements of their inputs: nothing to round, and a view
     may stay a view.

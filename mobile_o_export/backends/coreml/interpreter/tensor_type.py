@@ -1,5 +1,4 @@
-"""
-Element types and shapes as a MIL program declares them.
+"""Element types and shapes as a MIL program declares them.
 
 The numbers are those of ``enum DataType`` in coremltools' ``mlmodel/format/MIL.proto``; the blob codes
 those of ``enum class BlobDataType`` in ``mlmodel/src/MILBlob/Blob/BlobDataType.hpp``.
@@ -55,8 +54,7 @@ _STRING_CODE = 2
 
 @dataclass(frozen=True)
 class TensorType:
-    """
-    Element type and shape of a value; ``None`` stands for a size that is fixed only at run time.
+    """Element type and shape of a value; ``None`` stands for a size that is fixed only at run time.
 
     ``dtype`` is a name of :data:`ELEMENT_TYPES`, ``"string"``, or ``"list"``, ``"tuple"``,
     ``"dictionary"`` and ``"proto type N"`` for what the interpreter carries around unopened.

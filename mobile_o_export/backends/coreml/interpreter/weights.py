@@ -51,8 +51,7 @@ class Constant:
 
 
 class WeightStore:
-    """
-    The weight files of one package, and the tensors that its interpreters share.
+    """The weight files of one package, and the tensors that its interpreters share.
 
     One store belongs to one program, so that functions which name the same blob (prefill and decode)
     share the tensor made from it.
@@ -74,8 +73,7 @@ class WeightStore:
         self._tensors.clear()
 
     def constant_from_proto(self, proto: Any, what: str) -> Constant:
-        """
-        The constant in a ``Value`` message; ``what`` names it in errors.
+        """The constant in a ``Value`` message; ``what`` names it in errors.
 
         Raises:
             DamagedPackageError: the value contradicts its type, or its blob is not there.
@@ -144,8 +142,7 @@ class WeightStore:
 
 
 def _immediate(proto: Any, declared: TensorType) -> NDArray[np.generic] | str:
-    """
-    The value of an ``ImmediateValue`` message.
+    """The value of an ``ImmediateValue`` message.
 
     Types narrower than 32 bits other than (u)int16 travel as packed bytes, (u)int16 as ``ints``
     (``_tensor_field_by_type`` in coremltools' ``backend/mil/helper.py``).
