@@ -75,7 +75,10 @@ def verify_component(
             return [_unrun(target, component, entry, Status.FAILED, str(error))]
         judge = Judge(target, component, executor.runtime, entry.gate)
         session = Session(manifest.functions[component], [graph.spec for graph in entry.graphs], executor)
-        rows = list(replay(session, golden, component, judge, lambda case: progress(target, component, case)))
+        longest = manifest.targets[target].sequence.longest
+        rows = list(
+            replay(session, golden, component, longest, judge, lambda case: progress(target, component, case))
+        )
         idle = {graph.spec.name for graph in entry.graphs} - session.graphs_run
         rows += [
             judge.row(name, "", "", Status.FAILED, "no golden case runs this graph") for name in sorted(idle)
@@ -84,9 +87,17 @@ def verify_component(
 
 
 def replay(
-    session: Session, golden: Golden, component: str, judge: Judge, progress: Callable[[str], None]
+    session: Session,
+    golden: Golden,
+    component: str,
+    longest: int,
+    judge: Judge,
+    progress: Callable[[str], None],
 ) -> Iterator[Row]:
-    """Each case of ``component``, on every graph that its first call fits."""
+    """Each case of ``component``, on every graph that its first call fits.
+
+    A prompt beyond ``longest``, the target's declared limit, is no case of this target: a session refuses it.
+    """
     tensors = golden.tensors(component)
     specs = {
         function.name: {spec.name: spec for spec in function.outputs}
@@ -95,9 +106,12 @@ def replay(
     for case in golden.cases(component):
         first = case.steps[0]
         inputs = {name: tensors[key] for name, key in first.inputs.items()}
-        graphs = session.graphs_for(first.function, session.length_of(first.function, inputs))
+        length = session.length_of(first.function, inputs)
+        graphs = session.graphs_for(first.function, length)
+        if length is not None and length > longest:
+            continue
         if not graphs:
-            yield judge.row(first.function, case.name, "", Status.FAILED, "longer than every exported length")
+            yield judge.row(first.function, case.name, "", Status.FAILED, "no graph takes this length")
         for graph in graphs:
             progress(f"{case.name} on {graph.name}")
             yield from _replay_case(session, case, graph.name, tensors, specs, judge)
