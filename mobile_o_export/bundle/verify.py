@@ -98,14 +98,13 @@ def replay(
 
     A prompt beyond ``longest``, the target's declared limit, is no case of this target: a session refuses it.
     """
-    tensors = golden.tensors(component)
     specs = {
         function.name: {spec.name: spec for spec in function.outputs}
         for function in golden.functions(component)
     }
     for case in golden.cases(component):
         first = case.steps[0]
-        inputs = {name: tensors[key] for name, key in first.inputs.items()}
+        inputs = {name: golden.tensor(key) for name, key in first.inputs.items()}
         length = session.length_of(first.function, inputs)
         graphs = session.graphs_for(first.function, length)
         if length is not None and length > longest:
@@ -114,14 +113,14 @@ def replay(
             yield judge.row(first.function, case.name, "", Status.FAILED, "no graph takes this length")
         for graph in graphs:
             progress(f"{case.name} on {graph.name}")
-            yield from _replay_case(session, case, graph.name, tensors, specs, judge)
+            yield from _replay_case(session, case, graph.name, golden, specs, judge)
 
 
 def _replay_case(
     session: Session,
     case: Case,
     graph: str,
-    tensors: Mapping[str, Array],
+    golden: Golden,
     specs: Mapping[str, Mapping[str, TensorSpec]],
     judge: Judge,
 ) -> Iterator[Row]:
@@ -130,7 +129,7 @@ def _replay_case(
     for index, step in enumerate(case.steps):
         outputs: dict[str, Array] = {}
         if not problem:
-            inputs = {name: tensors[key] for name, key in step.inputs.items()}
+            inputs = {name: golden.tensor(key) for name, key in step.inputs.items()}
             try:
                 outputs = session.run(step.function, inputs, graph if index == 0 else None)
             except ExportError as error:
@@ -142,7 +141,7 @@ def _replay_case(
                 yield judge.row(step.function, label, output, Status.FAILED, problem)
             else:
                 spec = specs[step.function][output]
-                yield judge.compare(step.function, label, spec, tensors[key], outputs.get(output))
+                yield judge.compare(step.function, label, spec, golden.tensor(key), outputs.get(output))
 
 
 def _unrun(target: str, component: str, entry: ComponentEntry, status: Status, reason: str) -> Row:

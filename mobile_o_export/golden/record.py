@@ -27,19 +27,23 @@ Call = tuple[str, Mapping[str, Array], Mapping[str, Array]]
 
 
 class CallLog:
-    """A runner that keeps the calls of the functions in ``wanted`` while it is told to."""
+    """A runner that keeps the calls of the functions in ``wanted``.
+
+    ``kept`` names the outputs to keep of the next calls; None keeps all.
+    """
 
     def __init__(self, runner: Runner, wanted: Iterable[str]) -> None:
         self._runner = runner
         self._wanted = frozenset(wanted)
         self.calls: list[Call] = []
-        self.keep_outputs = True
+        self.kept: frozenset[str] | None = None
 
     def run(self, function: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """As the runner underneath."""
         outputs = self._runner.run(function, inputs)
         if function in self._wanted:
-            self.calls.append((function, dict(inputs), dict(outputs) if self.keep_outputs else {}))
+            kept = {name: out for name, out in outputs.items() if self.kept is None or name in self.kept}
+            self.calls.append((function, dict(inputs), kept))
         return outputs
 
 
@@ -96,7 +100,9 @@ class GoldenRecording:
             sequence = CallLog(runner, {"prefill", "decode"})
 
             def before_call(index: int) -> None:
-                sequence.keep_outputs = index in compared
+                # A prompt's hidden states are megabytes, and drawing compares them; here the tokens matter.
+                outputs = {"logits"} if index == 0 else {"logits", "hidden_states"}
+                sequence.kept = frozenset(outputs if index in compared else ())
 
             answer = list(tasks.greedy_tokens(sequence, prompt, tokens, before_call))
             self._recorder.add("llm", f"{name}-answer", sequence.calls)

@@ -1,4 +1,4 @@
-"""The golden folder: ``golden.json`` and one safetensors file a component. Reading it needs no torch."""
+"""The golden folder: ``golden.json`` and ``tensors.safetensors``. Reading it needs no torch."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import json
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mobile_o_export.components.base import FunctionSpec
 from mobile_o_export.errors import GoldenError
+from mobile_o_export.golden.encoding import Encoding, Stored, decode, encode, key_of
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.strict import Strict, read_json
 
 INDEX = "golden.json"
+TENSORS = "tensors.safetensors"
 SCHEMA = 1
 
 
@@ -38,12 +39,10 @@ class Case(Strict):
 
 
 class ComponentGolden(Strict):
-    """One component's contracts and cases; ``sha256`` is of its tensors' file."""
+    """One component's contracts and cases."""
 
     functions: tuple[FunctionSpec, ...]
     cases: tuple[Case, ...]
-    file: str
-    sha256: str
 
 
 class GoldenIndex(Strict):
@@ -54,12 +53,16 @@ class GoldenIndex(Strict):
         checkpoint: digest of the checkpoint that it was recorded from.
         recorded_with: versions of what computed it.
         components: by name.
+        tensors: every array by key. One component's output and the next one's input are the same array.
+        sha256: of the file that holds them.
     """
 
     schema_version: int
     checkpoint: str
     recorded_with: dict[str, str]
     components: dict[str, ComponentGolden]
+    tensors: dict[str, Stored]
+    sha256: str
 
 
 class Golden:
@@ -86,10 +89,9 @@ class Golden:
                 f"{path}: golden schema {index.schema_version}, and this version reads {SCHEMA}. "
                 "Record it again."
             )
-        for name, component in index.components.items():
-            file = path / component.file
-            if not file.is_file() or sha256(file.read_bytes()).hexdigest() != component.sha256:
-                raise GoldenError(f"{file}: missing or changed ({name}). Record the golden again.")
+        file = path / TENSORS
+        if not file.is_file() or sha256(file.read_bytes()).hexdigest() != index.sha256:
+            raise GoldenError(f"{file}: missing or changed. Record the golden again.")
         return cls(path, index)
 
     def functions(self, component: str) -> tuple[FunctionSpec, ...]:
@@ -100,12 +102,19 @@ class Golden:
         """The cases of ``component``."""
         return self._component(component).cases
 
-    def tensors(self, component: str) -> dict[str, Array]:
-        """The stored tensors of ``component``, by key."""
-        from safetensors.numpy import load_file
+    def tensor(self, key: str) -> Array:
+        """The array stored under ``key``, as it was recorded."""
+        from safetensors import safe_open
 
-        tensors: dict[str, Array] = load_file(self.path / self._component(component).file)
-        return tensors
+        stored = self.index.tensors.get(key)
+        if stored is None:
+            raise GoldenError(
+                f"{self.path}: a case names the tensor {key!r}, which is not there. Record it again."
+            )
+        if stored.encoding is Encoding.ZEROS:
+            return decode(stored, None)
+        with safe_open(self.path / TENSORS, framework="numpy") as file:
+            return decode(stored, file.get_tensor(key))
 
     def require_checkpoint(self, digest: str) -> None:
         """Raises GoldenError unless this golden was recorded from the checkpoint of that digest."""
@@ -122,11 +131,12 @@ class Golden:
 
 
 class Recorder:
-    """Collects cases and writes a golden folder; equal tensors are stored once."""
+    """Collects cases and writes a golden folder."""
 
     def __init__(self) -> None:
         self._cases: dict[str, list[Case]] = {}
-        self._tensors: dict[str, dict[str, Array]] = {}
+        self._stored: dict[str, Stored] = {}
+        self._arrays: dict[str, Array] = {}
 
     def add(
         self, component: str, case: str, calls: list[tuple[str, Mapping[str, Array], Mapping[str, Array]]]
@@ -148,8 +158,10 @@ class Recorder:
             raise GoldenError(
                 f"{component}: the PyTorch model itself computes NaN or infinity. The checkpoint is unusable."
             )
-        key = sha256(f"{value.dtype}{value.shape}".encode() + value.tobytes()).hexdigest()[:16]
-        self._tensors.setdefault(component, {})[key] = value
+        key = key_of(value)
+        self._stored[key], array = encode(value)
+        if array is not None:
+            self._arrays[key] = array
         return key
 
     def write(
@@ -159,24 +171,20 @@ class Recorder:
         recorded_with: Mapping[str, str],
         functions: Mapping[str, tuple[FunctionSpec, ...]],
     ) -> None:
-        """Writes everything into the existing, empty ``folder``."""
+        """Writes everything into the existing, empty ``folder``; equal recordings give equal bytes."""
         from safetensors.numpy import save
 
-        components = {}
-        for name, cases in self._cases.items():
-            content = save(dict(sorted(self._tensors[name].items())))
-            (folder / f"{name}.safetensors").write_bytes(content)
-            components[name] = ComponentGolden(
-                functions=functions[name],
-                cases=tuple(cases),
-                file=f"{name}.safetensors",
-                sha256=sha256(content).hexdigest(),
-            )
+        content = save(dict(sorted(self._arrays.items())))
+        (folder / TENSORS).write_bytes(content)
         index = GoldenIndex(
             schema_version=SCHEMA,
             checkpoint=checkpoint,
             recorded_with=dict(recorded_with),
-            components=components,
+            components={
+                name: ComponentGolden(functions=functions[name], cases=tuple(cases))
+                for name, cases in self._cases.items()
+            },
+            tensors=dict(sorted(self._stored.items())),
+            sha256=sha256(content).hexdigest(),
         )
-        data: Any = index.model_dump(mode="json")
-        (folder / INDEX).write_text(json.dumps(data, indent=1) + "\n")
+        (folder / INDEX).write_text(json.dumps(index.model_dump(mode="json"), indent=1) + "\n")

@@ -90,7 +90,7 @@ class HalfSafeSanaAttention:
     ) -> torch.Tensor:
         """``hidden_states`` [B, tokens, channels] → the same shape."""
         del encoder_hidden_states, attention_mask  # self-attention over an unmasked image
-        assert attn.norm_q is None and attn.norm_k is None, "SANA with qk_norm has no half-safe form here"
+        assert (attn.norm_q, attn.norm_k) == (None, None), "SANA with qk_norm has no half-safe form here"
         query, key, value = (
             project(hidden_states).transpose(1, 2).unflatten(1, (attn.heads, -1))
             for project in (attn.to_q, attn.to_k, attn.to_v)

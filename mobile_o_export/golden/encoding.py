@@ -1,0 +1,67 @@
+"""How a golden stores an array: as it is, or smaller where that loses nothing."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from hashlib import sha256
+
+import numpy as np
+
+from mobile_o_export.parity.metrics import Array
+from mobile_o_export.strict import Strict
+
+
+class Encoding(StrEnum):
+    """What the stored array is."""
+
+    RAW = "raw"
+    ZEROS = "zeros"
+    """Nothing is stored: the unconditional branch's hidden states, megabytes of them at real size."""
+    PIXELS = "pixels"
+    """uint8, to be divided by 255 in fp32: an image as it was before preprocessing."""
+
+
+class Stored(Strict):
+    """One array of a golden; its key is the digest of its content, so that equal arrays are stored once."""
+
+    encoding: Encoding
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def key_of(value: Array) -> str:
+    """The key of an array: a digest of dtype, shape and bytes."""
+    return sha256(f"{value.dtype}{value.shape}".encode() + value.tobytes()).hexdigest()[:16]
+
+
+def encode(value: Array) -> tuple[Stored, Array | None]:
+    """How ``value`` is stored, and the array to store, if any; :func:`decode` gives the same bits back."""
+
+    def stored(encoding: Encoding) -> Stored:
+        return Stored(encoding=encoding, dtype=str(value.dtype), shape=value.shape)
+
+    if value.dtype == np.float32 and value.size:
+        if not value.any():
+            return stored(Encoding.ZEROS), None
+        if value.min() >= 0 and value.max() <= 1:
+            pixels = np.rint(value * 255).astype(np.uint8)
+            if np.array_equal(_from_pixels(pixels), value):
+                return stored(Encoding.PIXELS), pixels
+    return stored(Encoding.RAW), value
+
+
+def decode(stored: Stored, array: Array | None) -> Array:
+    """The array that :func:`encode` was given."""
+    match stored.encoding:
+        case Encoding.ZEROS:
+            return np.zeros(stored.shape, stored.dtype)
+        case Encoding.PIXELS:
+            assert array is not None
+            return _from_pixels(array)
+        case Encoding.RAW:
+            assert array is not None
+            return array
+
+
+def _from_pixels(pixels: Array) -> Array:
+    return pixels.astype(np.float32) / np.float32(255.0)
