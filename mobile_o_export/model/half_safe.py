@@ -58,11 +58,11 @@ def replace_rms_norms(module: nn.Module) -> None:
 
 
 def scaled_linear_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Linear attention with non-negative queries and keys, in range for fp16.
+    """Linear attention with non-negative queries and keys, in range for fp16 whatever their magnitude.
 
-    ``value`` and the ones that count the normaliser are divided by the number of positions; the factor
-    cancels in the quotient, and sums over positions become means. eps rises from 1e-15, which fp16
-    rounds to 0, to the smallest normal fp16.
+    The result is homogeneous of degree 0 in each query and in all keys together: each query is divided by
+    its largest entry, the keys of a head by theirs, and sums over positions become means; the factors cancel
+    in the quotient. eps rises from 1e-15, which fp16 rounds to 0, to the smallest normal fp16.
 
     Args:
         query: [B, heads, E, positions], ≥ 0.
@@ -72,8 +72,9 @@ def scaled_linear_attention(query: torch.Tensor, key: torch.Tensor, value: torch
     Returns:
         [B, heads, E, positions].
     """
-    scale = 1.0 / key.shape[-1]
-    moments = (value * scale) @ key.transpose(-1, -2)
+    query = query / query.amax(dim=-2, keepdim=True).clamp(min=HALF_TINY)
+    key = key / key.amax(dim=(-2, -1), keepdim=True).clamp(min=HALF_TINY)
+    moments = (value * (1.0 / key.shape[-1])) @ key.transpose(-1, -2)
     total = key.mean(dim=-1, keepdim=True).transpose(-1, -2)
     return (moments @ query) / (total @ query + HALF_TINY)
 
@@ -112,12 +113,8 @@ class HalfSafeMultiscaleAttention:
         heads = scales.reshape(batch, -1, 3 * attn.attention_head_dim, height * width)
         query, key, value = heads.chunk(3, dim=2)
         query, key = attn.nonlinearity(query), attn.nonlinearity(key)
-        if height * width > attn.attention_head_dim:
-            mixed = scaled_linear_attention(query, key, value)
-        else:
-            # Few positions: the same function with the positions' scores written out.
-            scores = key.transpose(-1, -2) @ (query / attn.attention_head_dim)
-            mixed = value @ (scores / (scores.sum(dim=2, keepdim=True) + HALF_TINY))
+        # diffusers writes out the scores where positions are few: the same function in another order.
+        mixed = scaled_linear_attention(query, key, value)
         mixed = attn.to_out(mixed.reshape(batch, -1, height, width).movedim(1, -1))
         if attn.norm_type == "rms_norm":
             mixed = attn.norm_out(mixed).movedim(-1, 1)
