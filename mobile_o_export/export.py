@@ -6,7 +6,7 @@ import gc
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from mobile_o_export.backends import versions
 from mobile_o_export.backends.registry import backend
 from mobile_o_export.bundle import configs
 from mobile_o_export.bundle.manifest import (
+    MANIFEST_DIGEST,
     MANIFEST_SCHEMA,
     PARITY_REPORT,
     CheckpointEntry,
@@ -27,15 +28,16 @@ from mobile_o_export.bundle.manifest import (
     json_schema,
     write_manifest,
 )
-from mobile_o_export.bundle.verify import GOLDEN_FOLDER, verify_component
+from mobile_o_export.bundle.verify import GOLDEN_FOLDER, finished, verify_component
 from mobile_o_export.components.registry import component
-from mobile_o_export.errors import GateError, MissingToolError, UnsupportedError
+from mobile_o_export.errors import GateError, MissingToolError, UnsupportedError, UsageError
 from mobile_o_export.golden import Golden
 from mobile_o_export.golden.record import GoldenRecording
 from mobile_o_export.golden.requests import load_requests
 from mobile_o_export.parity.judge import Row, Status, verdict
 from mobile_o_export.parity.report import report_json
 from mobile_o_export.plan import PlanItem, plan
+from mobile_o_export.progress import Done, Progress
 
 if TYPE_CHECKING:
     from mobile_o_export.checkpoint import Checkpoint
@@ -44,9 +46,6 @@ if TYPE_CHECKING:
 GOLDEN_ROOM_BYTES = 64 * 2**20
 WORKING_COPIES = 2.5
 """Room for the files beside the parts they are merged from, over their estimated size."""
-
-Progress = Callable[[str, str, str], None]
-"""Takes target, component and what is happening."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,7 @@ def export_bundle(
     """Lowers, runs, compares and packs; ``out`` appears when everything passed.
 
     Raises:
+        UsageError: ``out`` is there already, or the targets skip every component; nothing was done.
         UnsupportedError: something is refused; nothing was done.
         MissingToolError: a backend's packages are not installed; nothing was done.
         GoldenError: ``golden`` does not belong to the checkpoint.
@@ -90,22 +90,23 @@ def export_bundle(
     """
     items = plan(checkpoint, targets, components)
     _require_possible(items, targets)
+    failed = out.parent / f"{out.name}.failed"
+    _require_replaceable(failed)
     given = None if golden is None else Golden.open(golden)
-    progress("checkpoint", "", "computing the digest")
-    if given is not None:
-        given.require_checkpoint(checkpoint.digest)
     room = GOLDEN_ROOM_BYTES + int(WORKING_COPIES * sum(item.size_bytes for item in items))
     with staged_folder(out, room) as folder:
+        progress("checkpoint", "", "computing the digest")
+        if given is not None:
+            given.require_checkpoint(checkpoint.digest)
         configs.write_configs(checkpoint, folder)
         (folder / MANIFEST_SCHEMA).write_text(json_schema())
+        (folder / GOLDEN_FOLDER).mkdir()
         if given is not None:
-            shutil.copytree(given.path, folder / GOLDEN_FOLDER)
+            given.copy_into(folder / GOLDEN_FOLDER)
         else:
-            (folder / GOLDEN_FOLDER).mkdir()
             record_golden(checkpoint, None, folder / GOLDEN_FOLDER, progress)
         result = _export_into(folder, checkpoint, targets, items, bundle_version, progress)
         if verdict(result.rows) is not Status.PASSED:
-            failed = out.with_name(f"{out.name}.failed")
             shutil.rmtree(failed, ignore_errors=True)
             folder.rename(failed)
             raise ParityError(failed, result.rows)
@@ -137,10 +138,22 @@ def record_golden(checkpoint: Checkpoint, prompts: Path | None, folder: Path, pr
     recording.record(requests, folder)
 
 
+def _require_replaceable(failed: Path) -> None:
+    """Raises UsageError where a failed bundle would have to go, but something of the user's lies."""
+    if (failed.exists() or failed.is_symlink()) and not (failed / MANIFEST_DIGEST).is_file():
+        raise UsageError(
+            f"{failed}: exists already and is no bundle; one that misses its gates would be put there. "
+            "Move it away, or choose another --out."
+        )
+
+
 def _require_possible(items: Sequence[PlanItem], targets: Sequence[Target]) -> None:
     if refused := [item for item in items if item.refusal]:
         reasons = "; ".join(f"{item.target}, {item.component}: {item.refusal}" for item in refused)
         raise UnsupportedError(f"{reasons}. Change the target's file, or choose other components.")
+    if not any(item.request for item in items):
+        reasons = "; ".join(f"{item.target}, {item.component}: {item.skip}" for item in items)
+        raise UsageError(f"nothing to export, everything chosen is skipped: {reasons}. Choose others.")
     for name in dict.fromkeys(target.backend for target in targets):
         probe = backend(name).probe()
         if probe.problem:
@@ -169,11 +182,11 @@ def _export_into(
         entry = _lower(folder, checkpoint, by_name[item.target], item, progress)
         entries[item.target][item.component] = entry
         lowered[item.target, item.component] = time.monotonic() - started, memory.peak_bytes()
-        progress(item.target, item.component, f"lowered, {entry.size_bytes / 1e6:.1f} MB")
+        progress(item.target, item.component, Done(f"lowered, {entry.size_bytes / 1e6:.1f} MB"))
     for target in targets:
-        backend(target.backend).finish(
-            folder / target.name, {name: entry.graphs for name, entry in entries[target.name].items()}
-        )
+        graphs = {name: entry.graphs for name, entry in entries[target.name].items() if entry.graphs}
+        if graphs:
+            backend(target.backend).finish(folder / target.name, graphs)
 
     manifest = _manifest(checkpoint, targets, entries, bundle_version)
     rows: list[Row] = []
@@ -184,7 +197,7 @@ def _export_into(
         found = verify_component(folder, manifest, golden, target_name, name, progress)
         gc.collect()
         rows += found
-        progress(target_name, name, f"verified, {verdict(found)}")
+        progress(target_name, name, finished(found))
         costs.append(
             Cost(
                 target=target_name,

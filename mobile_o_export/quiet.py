@@ -42,14 +42,18 @@ def captured(what: str) -> Iterator[None]:
         try:
             with _redirected(log.fileno()), quiet_vendor():
                 yield
-        except (ExportError, MemoryError, OSError):
+        except (ExportError, ImportError, MemoryError, OSError):
             raise
         except Exception as error:
             log.seek(0)
             lines = log.read().decode(errors="replace").splitlines()[-TAIL_LINES:]
             raise LoweringError(
-                f"{what} failed: {type(error).__name__}: {error}\n"
-                + "\n".join(f"  | {line}" for line in lines)
+                "\n".join(
+                    [
+                        f"{what} failed: {type(error).__name__}: {str(error).strip()}",
+                        *(f"  | {line}" for line in lines),
+                    ]
+                )
             ) from error
 
 

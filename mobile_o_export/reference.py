@@ -18,7 +18,7 @@ class TorchRunner:
     """One component in PyTorch, fp32, unpadded."""
 
     def __init__(self, calls: ReferenceCalls) -> None:
-        self._calls = calls
+        self._calls: ReferenceCalls | None = calls
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, name: str) -> TorchRunner:
@@ -30,10 +30,15 @@ class TorchRunner:
         """Outputs of ``function`` by name."""
         import torch
 
+        assert self._calls is not None, "the runner is closed"
         with torch.no_grad():
             tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
             outputs = self._calls.call(function, tensors)
         return {name: tensor.contiguous().numpy() for name, tensor in outputs.items()}
+
+    def close(self) -> None:
+        """Lets go of the weights."""
+        self._calls = None
 
 
 class TorchRunners:
@@ -45,4 +50,9 @@ class TorchRunners:
     @contextmanager
     def open(self, name: str) -> Iterator[TorchRunner]:
         """The component ``name`` as a runner."""
-        yield TorchRunner.of(self._checkpoint, name)
+        runner = TorchRunner.of(self._checkpoint, name)
+        try:
+            yield runner
+        finally:
+            # Whoever still holds the runner must not hold the weights.
+            runner.close()

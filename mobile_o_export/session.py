@@ -57,12 +57,14 @@ class Session:
             graph: which graph to use; by default the smallest that fits.
 
         Raises:
-            UsageError: an input is missing or too long for every graph.
+            UsageError: an input is missing, empty, of another shape, or too long for every graph.
+            GateError: the graph's outputs are not those of its contract.
         """
         contract = self._functions[function]
-        if missing := [spec.name for spec in contract.inputs if spec.name not in inputs]:
-            raise UsageError(f"{function} needs the input {missing[0]!r}")
+        _require_inputs(contract, inputs)
         length = self.length_of(function, inputs)
+        if length == 0:
+            raise UsageError(f"{function} needs at least one position")
         chosen = self._choose(function, length, graph)
         steps = length if length is not None else 1
         if contract.continuity is Continuity.CONTINUES:
@@ -119,6 +121,25 @@ class Session:
                 )
 
 
+def _fits(spec: TensorSpec, value: Array) -> bool:
+    """Whether ``value`` has the rank of ``spec`` and each of its fixed sizes."""
+    return len(value.shape) == len(spec.shape) and all(
+        isinstance(dim, str) or dim == size for dim, size in zip(spec.shape, value.shape, strict=True)
+    )
+
+
+def _require_inputs(contract: FunctionSpec, inputs: Mapping[str, Array]) -> None:
+    """Raises UsageError unless ``inputs`` has every input of the contract, in its shape."""
+    for spec in contract.inputs:
+        if spec.name not in inputs:
+            raise UsageError(f"{contract.name} needs the input {spec.name!r}")
+        if not _fits(spec, inputs[spec.name]):
+            raise UsageError(
+                f"{contract.name} takes {spec.name} as {list(spec.shape)} ({spec.layout}), "
+                f"not {list(inputs[spec.name].shape)}"
+            )
+
+
 def _require_contract(graph: GraphSpec, outputs: Mapping[str, Array]) -> None:
     """Raises GateError unless a file's outputs are exactly those of its contract: names, shapes, dtypes."""
     expected = {spec.name: spec for spec in graph.outputs}
@@ -128,10 +149,7 @@ def _require_contract(graph: GraphSpec, outputs: Mapping[str, Array]) -> None:
         raise GateError(f"{graph.name}: the output {extra[0]!r} is not in the contract")
     for name, spec in expected.items():
         value = outputs[name]
-        fits = len(value.shape) == len(spec.shape) and all(
-            isinstance(dim, str) or dim == size for dim, size in zip(spec.shape, value.shape, strict=True)
-        )
-        if not fits:
+        if not _fits(spec, value):
             raise GateError(
                 f"{graph.name}: {name} has shape {list(value.shape)} instead of {list(spec.shape)}"
             )

@@ -37,7 +37,7 @@ def read_toml(path: Path, model: type[StrictT]) -> StrictT:
     """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}. Correct the file.") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
@@ -60,13 +60,16 @@ def check(data: Any, model: type[StrictT], where: str, failure: type[ExportError
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        errors = error.errors(include_url=False)
+        # A misspelt key is also a missing one; the misspelling is what the user has to see.
+        first = next((item for item in errors if item["type"] == "extra_forbidden"), errors[0])
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             name = str(first["loc"][-1])
             hint = nearest(name, _fields(model, first["loc"][:-1]))
             raise failure(f"{where}: unknown key {key!r}.{hint} Remove or rename it.") from error
-        raise failure(f"{where}: {key or 'the file'}: {first['msg']}.") from error
+        message = first["msg"].removeprefix("Value error, ").removesuffix(".")
+        raise failure(f"{where}: {key or 'the file'}: {message}.") from error
 
 
 def _fields(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

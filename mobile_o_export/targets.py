@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +14,9 @@ from mobile_o_export.parity.gates import Gate, shipped_gates
 from mobile_o_export.precision import Precision
 from mobile_o_export.resources import shipped
 from mobile_o_export.strict import Strict, nearest, read_toml
+
+RESERVED_NAMES = frozenset({"bundle", "config", "golden", "tokenizer"})
+"""Folders of a bundle beside its targets', and what reports call the bundle itself."""
 
 SEQUENCE_KEYS = "either lengths (buckets, for static shapes) or max_length (for dynamic ones)"
 
@@ -27,8 +31,8 @@ class Sequence(Strict):
     """
 
     lengths: tuple[int, ...] = ()
-    max_length: int | None = None
-    context: int = Field(gt=1)
+    max_length: int | None = Field(default=None, ge=1)
+    context: int = Field(gt=1, lt=2**31)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -85,10 +89,22 @@ class Target(Strict):
     components: dict[str, ComponentPlan]
 
     @model_validator(mode="after")
+    def _has_a_folder_of_its_own(self) -> Self:
+        if not re.fullmatch(r"\w[\w-]*", self.name) or self.name in RESERVED_NAMES:
+            raise ValueError(
+                f"the name {self.name!r} cannot be a folder of a bundle. Use letters, digits, - and _, and "
+                f"none of {', '.join(sorted(RESERVED_NAMES))}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _names_every_component(self) -> Self:
         for name in self.components:
             if name not in COMPONENT_NAMES:
-                raise ValueError(f"component {name!r} is unknown.{nearest(name, COMPONENT_NAMES)}")
+                raise ValueError(
+                    f"component {name!r} is unknown.{nearest(name, COMPONENT_NAMES)} Use "
+                    f"{', '.join(COMPONENT_NAMES)}"
+                )
         if missing := [name for name in COMPONENT_NAMES if name not in self.components]:
             raise ValueError(f"says nothing of {', '.join(missing)}: give a precision or skip each")
         return self

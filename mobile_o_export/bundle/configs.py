@@ -26,7 +26,7 @@ def write_configs(checkpoint: Checkpoint, folder: Path) -> None:
     config.mkdir()
     for name, content in _configs(checkpoint).items():
         (config / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
-    (folder / LICENCE_NOTICE).write_text(checkpoint.licence)
+    (folder / LICENCE_NOTICE).write_text(checkpoint.licence, encoding="utf-8")
 
 
 def _configs(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self
@@ -21,6 +23,33 @@ MANIFEST = "manifest.json"
 MANIFEST_DIGEST = "manifest.sha256"
 MANIFEST_SCHEMA = "manifest.schema.json"
 PARITY_REPORT = "parity.json"
+
+SHOWN_DAMAGE = 5
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One file that is not what the manifest says, and how it differs."""
+
+    file: str
+    reason: str
+
+
+class DamagedBundleError(GateError):
+    """A bundle whose files are not those that were exported.
+
+    Attributes:
+        damage: every file concerned.
+    """
+
+    def __init__(self, folder: Path, damage: Iterable[Damage]) -> None:
+        self.damage = tuple(damage)
+        shown = "; ".join(f"{found.file} {found.reason}" for found in self.damage[:SHOWN_DAMAGE])
+        more = len(self.damage) - SHOWN_DAMAGE
+        super().__init__(
+            f"{folder}: is not what was exported: {shown}{f'; and {more} more' if more > 0 else ''}. "
+            "Get the bundle again, or export it again."
+        )
 
 
 class FileEntry(Strict):
@@ -114,19 +143,24 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         BundleError: there is no bundle.
-        GateError: the manifest is not what was written.
+        DamagedBundleError: the manifest is not what was written.
     """
     path = folder / MANIFEST
+    recorded = folder / MANIFEST_DIGEST
     if not path.is_file():
+        if recorded.is_file():
+            raise DamagedBundleError(folder, [Damage(MANIFEST, "is missing")])
         raise BundleError(
             f"{folder}: is not a bundle ({MANIFEST} is missing). Give the folder that "
             "'mobile-o-export export' wrote."
         )
-    recorded = folder / MANIFEST_DIGEST
     digest = recorded.read_text(errors="replace").split()[:1] if recorded.is_file() else []
     if digest != [sha256(path.read_bytes()).hexdigest()]:
-        raise GateError(f"{path}: does not match {MANIFEST_DIGEST}: it was changed. Get the bundle again.")
-    return read_json(path, Manifest, GateError)
+        raise DamagedBundleError(folder, [Damage(MANIFEST, f"does not match {MANIFEST_DIGEST}")])
+    try:
+        return read_json(path, Manifest, GateError)
+    except GateError as error:
+        raise DamagedBundleError(folder, [Damage(MANIFEST, f"is no manifest ({error})")]) from error
 
 
 def file_entries(folder: Path) -> dict[str, FileEntry]:
@@ -141,8 +175,8 @@ def file_entries(folder: Path) -> dict[str, FileEntry]:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file; a link has none and never matches."""
-    if path.is_symlink():
+    """SHA-256 of a file; a link, a pipe or a device has none and never matches."""
+    if path.is_symlink() or not path.is_file():
         return "0" * 64
     digest = sha256()
     with path.open("rb") as stream:
@@ -151,13 +185,13 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def damage(folder: Path, manifest: Manifest) -> list[str]:
+def damage(folder: Path, manifest: Manifest) -> list[Damage]:
     """How the files differ from what the manifest says; empty for an intact bundle."""
     found = file_entries(folder)
-    problems = [f"{name} is missing" for name in sorted(manifest.files.keys() - found.keys())]
-    problems += [f"{name} was added" for name in sorted(found.keys() - manifest.files.keys())]
+    problems = [Damage(name, "is missing") for name in sorted(manifest.files.keys() - found.keys())]
+    problems += [Damage(name, "was added") for name in sorted(found.keys() - manifest.files.keys())]
     problems += [
-        f"{name} was changed"
+        Damage(name, "was changed")
         for name in sorted(found.keys() & manifest.files.keys())
         if found[name] != manifest.files[name]
     ]

@@ -8,20 +8,28 @@ from pathlib import Path
 
 from mobile_o_export.backends.base import Artifact
 from mobile_o_export.backends.registry import backend
-from mobile_o_export.bundle.manifest import ComponentEntry, Manifest, damage, read_manifest
-from mobile_o_export.errors import ExportError, GateError, MissingToolError, UsageError
+from mobile_o_export.bundle.manifest import (
+    MANIFEST,
+    ComponentEntry,
+    Damage,
+    DamagedBundleError,
+    Manifest,
+    damage,
+    read_manifest,
+)
+from mobile_o_export.errors import ExportError, GoldenError, MissingToolError, UsageError
 from mobile_o_export.golden import Case, Golden
-from mobile_o_export.parity.judge import Judge, Row, Status
+from mobile_o_export.parity.judge import Judge, Row, Status, verdict
 from mobile_o_export.parity.metrics import Array
+from mobile_o_export.progress import Done, Progress
 from mobile_o_export.session import Session
 from mobile_o_export.strict import nearest
 from mobile_o_export.tensors import TensorSpec
 
 GOLDEN_FOLDER = "golden"
 NO_RUNTIME = "none"
-
-Progress = Callable[[str, str, str], None]
-"""Takes target, component and what is happening."""
+FILES = "files"
+"""What rows about a damaged bundle have for a component; their target is ``bundle``."""
 
 
 def verify_bundle(
@@ -31,8 +39,9 @@ def verify_bundle(
 
     Raises:
         BundleError: there is no bundle in ``folder``.
-        GateError: a file is missing, changed or added; nothing is run then.
-        UsageError: a named target or component is not in the bundle.
+        DamagedBundleError: a file is missing, changed or added, or the golden is not the bundle's;
+            nothing is run then.
+        UsageError: a named target or component is not in the bundle, or skipped in it.
     """
     manifest = read_manifest(folder)
     for name in targets:
@@ -40,21 +49,59 @@ def verify_bundle(
     for name in components:
         _require(name, manifest.functions, "component", folder)
     if problems := damage(folder, manifest):
-        raise GateError(
-            f"{folder}: does not hold what its manifest lists: {'; '.join(problems[:5])}"
-            + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-            + ". Get the bundle again, or export it again."
+        raise DamagedBundleError(folder, problems)
+    chosen = [
+        (target, component)
+        for target in dict.fromkeys(targets or manifest.targets)
+        for component in dict.fromkeys(components or manifest.targets[target].components)
+        if _is_exported(manifest, target, component)
+    ]
+    if not chosen and (targets or components):
+        raise UsageError(
+            f"{folder}: the chosen targets skip the chosen components. Choose others; "
+            f"{folder / MANIFEST} says what was exported."
         )
-    golden = Golden.open(folder / GOLDEN_FOLDER)
-    golden.require_checkpoint(manifest.checkpoint.digest)
     rows: list[Row] = []
-    for target in targets or manifest.targets:
-        for component in components or manifest.targets[target].components:
-            entry = manifest.targets[target].components[component]
-            if entry.skipped is not None:
-                continue
-            rows += verify_component(folder, manifest, golden, target, component, progress)
+    try:
+        golden = Golden.open(folder / GOLDEN_FOLDER)
+        golden.require_checkpoint(manifest.checkpoint.digest)
+        for target, component in chosen:
+            found = verify_component(folder, manifest, golden, target, component, progress)
+            progress(target, component, finished(found))
+            rows += found
+    except GoldenError as error:
+        raise DamagedBundleError(folder, [Damage(GOLDEN_FOLDER, f"is unusable ({error})")]) from error
     return rows
+
+
+def finished(rows: Sequence[Row]) -> Done:
+    """How verifying one component went."""
+    if {row.status for row in rows} == {Status.NOT_RUN}:
+        return Done("not run here")
+    return Done(f"verified, {verdict(rows)}")
+
+
+def damage_rows(error: DamagedBundleError) -> list[Row]:
+    """A failed row a damaged file, for reports."""
+    return [
+        Row(
+            target="bundle",
+            component=FILES,
+            function="",
+            case="",
+            output=found.file,
+            runtime=NO_RUNTIME,
+            status=Status.FAILED,
+            gate="as exported",
+            reason=found.reason,
+        )
+        for found in error.damage
+    ]
+
+
+def _is_exported(manifest: Manifest, target: str, component: str) -> bool:
+    entry = manifest.targets[target].components.get(component)
+    return entry is not None and entry.skipped is None
 
 
 def verify_component(
@@ -82,6 +129,13 @@ def verify_component(
         idle = {graph.spec.name for graph in entry.graphs} - session.graphs_run
         rows += [
             judge.row(name, "", "", Status.FAILED, "no golden case runs this graph") for name in sorted(idle)
+        ]
+        compared = {(row.function, row.output) for row in rows}
+        rows += [
+            judge.row(function.name, "", output.name, Status.FAILED, "no golden case compares this output")
+            for function in manifest.functions[component]
+            for output in function.outputs
+            if (function.name, output.name) not in compared
         ]
     return rows
 

@@ -2,53 +2,140 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
-import time
+import threading
+import unicodedata
 from collections.abc import Sequence
+from time import monotonic
+from types import TracebackType
+from typing import Self, TextIO
 
-MESSAGE_SECONDS = 0.2
-"""On a terminal, a phrase replaces the one before no more often than this."""
+from mobile_o_export.progress import Done
+
+LINE_SECONDS = 2.0
+"""Without a terminal: a phrase gets a line when the line before is as old as this."""
+
+TICK_SECONDS = 0.5
+"""On a terminal: how often the elapsed time moves on."""
+
+_ERASE = "\r\033[K"
 
 
 class ProgressPrinter:
-    """Prints what happens to which component of which target, with the elapsed time.
+    """Says on stderr what happens to which component of which target, with the elapsed time.
 
-    On a terminal one line is rewritten; elsewhere each phrase is a line, so that a log tells the story.
+    On a terminal one line is rewritten. Elsewhere what is finished gets a line, and so does what has been
+    going on for a while, so that a log tells the story and is not flooded. Use it in a ``with`` statement:
+    a thread keeps the time while vendors' code runs.
     """
 
     def __init__(self) -> None:
-        self._started = time.monotonic()
+        self._stream, self._owned = _own_stderr()
+        self._terminal = self._stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._started = self._subject_started = self._last_line = monotonic()
         self._subject = ("", "")
-        self._subject_started = self._started
-        self._terminal = sys.stderr.isatty()
-        self._last = 0.0
+        self._pending = ""
         self._open = False
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._ticker = threading.Thread(target=self._keep_time, name="progress", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._ticker.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends the line that is being rewritten, whatever ended the work."""
+        self._closed.set()
+        if self._ticker.is_alive():
+            self._ticker.join()
+        if self._open:
+            self._write(_ERASE)
+        if self._owned:
+            self._stream.close()
 
     def __call__(self, target: str, component: str, phrase: str) -> None:
         """A new phrase; components follow one another."""
-        now = time.monotonic()
-        if (target, component) != self._subject:
-            self._subject, self._subject_started = (target, component), now
-        elapsed = now - self._subject_started
-        name = " ".join(part for part in (target, component) if part)
-        line = f"[{now - self._started:6.1f} s] {name}: {phrase}" + (
-            f" ({elapsed:.1f} s)" if elapsed > 0.05 else ""
-        )
-        if not self._terminal:
-            print(line, file=sys.stderr, flush=True)
-            return
-        final = phrase.startswith(("lowered", "verified"))
-        if not final and now - self._last < MESSAGE_SECONDS:
-            return
-        self._last = now
-        print(f"\r\033[K{line[:110]}", end="\n" if final else "", file=sys.stderr, flush=True)
-        self._open = not final
+        with self._lock:
+            now = monotonic()
+            if (target, component) != self._subject:
+                self._subject, self._subject_started = (target, component), now
+            self._pending = phrase
+            if isinstance(phrase, Done):
+                self._show_finished(now)
+            else:
+                self._show(now)
 
-    def close(self) -> None:
-        """Ends the line that is being rewritten."""
-        if self._open:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
-            self._open = False
+    def tick(self) -> None:
+        """Shows what has become due while the same phrase went on."""
+        with self._lock:
+            if self._pending:
+                self._show(monotonic())
+
+    def _keep_time(self) -> None:
+        while not self._closed.wait(TICK_SECONDS):
+            self.tick()
+
+    def _show(self, now: float) -> None:
+        if self._terminal:
+            self._write(_ERASE + _fitted(self._line(now), _columns(self._stream)))
+            self._open = True
+        elif now - self._last_line >= LINE_SECONDS:
+            self._write(self._line(now) + "\n")
+            self._last_line, self._pending = now, ""
+
+    def _show_finished(self, now: float) -> None:
+        self._write((_ERASE if self._terminal else "") + self._line(now) + "\n")
+        self._last_line, self._pending, self._open = now, "", False
+
+    def _line(self, now: float) -> str:
+        name = " ".join(part for part in self._subject if part)
+        elapsed = now - self._subject_started
+        line = f"[{now - self._started:6.1f} s] {name}: {self._pending}"
+        if elapsed > 0.05:
+            line += f" ({elapsed:.1f} s)"
+        # A name out of the user's files must not move the cursor.
+        return "".join(character if character.isprintable() else "?" for character in line)
+
+    def _write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError):
+            # Nobody reads the progress any more; that is no reason to stop working.
+            return
+
+
+def _own_stderr() -> tuple[TextIO, bool]:
+    """A stream to stderr that stays when vendors' output is captured, and whether it must be closed."""
+    try:
+        copy = os.dup(sys.stderr.fileno())
+    except (OSError, ValueError):
+        return sys.stderr, False
+    return os.fdopen(copy, "w", encoding=sys.stderr.encoding, errors="backslashreplace"), True
+
+
+def _columns(stream: TextIO) -> int:
+    """The width of the terminal behind ``stream``; stdout's may be a file."""
+    try:
+        columns = os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError):
+        columns = 0
+    return columns or shutil.get_terminal_size().columns
+
+
+def _fitted(line: str, columns: int) -> str:
+    """As much of ``line`` as fits on one row, so that erasing the row erases all of it."""
+    used = 0
+    for index, character in enumerate(line):
+        used += 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        if used >= columns:
+            return line[:index]
+    return line
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:

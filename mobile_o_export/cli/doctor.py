@@ -26,7 +26,7 @@ def doctor(
         bool, typer.Option("--json", help="Print a JSON object instead of a table.")
     ] = False,
 ) -> None:
-    """Say what this machine can lower, run and verify, and what is missing."""
+    """Say what works on this machine, and what is missing."""
     probes = [backend(name).probe() for name in BACKEND_NAMES]
     absent = missing(CORE)
     free = shutil.disk_usage(Path.cwd()).free

@@ -9,6 +9,7 @@ import typer
 
 from mobile_o_export.cli.console import ProgressPrinter, megabytes, table
 from mobile_o_export.cli.inspect import CheckpointPath, Lora
+from mobile_o_export.cli.paths import expanded
 from mobile_o_export.cli.plan import Components, Targets
 from mobile_o_export.cli.rows import summary
 
@@ -17,34 +18,44 @@ def export(
     checkpoint: CheckpointPath,
     target: Targets,
     out: Annotated[
-        Path, typer.Option("--out", help="The folder of the bundle; must not exist.", metavar="BUNDLE")
+        Path,
+        typer.Option(
+            "--out", help="The folder of the bundle; must not exist.", metavar="BUNDLE", callback=expanded
+        ),
     ],
     component: Components = None,
     golden: Annotated[
         Path | None,
         typer.Option(
-            "--golden", help="A recorded golden; without it one is recorded on the way.", metavar="DIR"
+            "--golden",
+            help="A recorded golden; without it one is recorded on the way.",
+            metavar="DIR",
+            callback=expanded,
         ),
     ] = None,
     lora: Lora = None,
     bundle_version: Annotated[str, typer.Option(help="The bundle's version, for the manifest.")] = "0.0.0",
 ) -> None:
-    """Lower, run, compare and pack. The bundle appears at BUNDLE only when every output passed its gate."""
-    from mobile_o_export.checkpoint import Checkpoint
-    from mobile_o_export.export import ParityError, export_bundle
-    from mobile_o_export.targets import load_targets
+    """Lower, run, compare and pack.
 
-    targets = load_targets(target)
-    printer = ProgressPrinter()
-    opened = Checkpoint.open(checkpoint, lora)
-    try:
-        result = export_bundle(opened, targets, component or (), golden, out, bundle_version, printer)
-    except ParityError as failure:
-        printer.close()
+    The bundle appears at BUNDLE only when every output passed its gate.
+    """
+    with ProgressPrinter() as progress:
+        progress("checkpoint", "", "reading its headers")
+        from mobile_o_export.checkpoint import Checkpoint
+        from mobile_o_export.export import ParityError, export_bundle
+        from mobile_o_export.targets import load_targets
+
+        targets = load_targets(target)
+        opened = Checkpoint.open(checkpoint, lora)
+        failure = None
+        try:
+            result = export_bundle(opened, targets, component or (), golden, out, bundle_version, progress)
+        except ParityError as error:
+            failure = error
+    if failure is not None:
         print(summary(failure.rows))
-        raise
-    finally:
-        printer.close()
+        raise failure
     rows = [
         [
             cost.target,

@@ -8,10 +8,16 @@ from typing import Annotated
 
 import typer
 
-from mobile_o_export.cli.console import megabytes, table
+from mobile_o_export.cli.console import ProgressPrinter, megabytes, table
+from mobile_o_export.cli.paths import expanded
 
-Lora = Annotated[Path | None, typer.Option("--lora", help="A PEFT LoRA adapter to merge.", metavar="DIR")]
-CheckpointPath = Annotated[Path, typer.Argument(help="The checkpoint's folder.", metavar="CKPT")]
+Lora = Annotated[
+    Path | None,
+    typer.Option("--lora", help="A PEFT LoRA adapter to merge.", metavar="DIR", callback=expanded),
+]
+CheckpointPath = Annotated[
+    Path, typer.Argument(help="The checkpoint's folder.", metavar="CKPT", callback=expanded)
+]
 
 
 def inspect(
@@ -21,11 +27,13 @@ def inspect(
         bool, typer.Option("--json", help="Print a JSON object instead of a table.")
     ] = False,
 ) -> None:
-    """List a checkpoint's components, parameters, dtypes and digest."""
-    from mobile_o_export.checkpoint import Checkpoint
-    from mobile_o_export.checkpoint.inspection import inspect as inspect_checkpoint
+    """List a checkpoint's components, parameters and digest."""
+    with ProgressPrinter() as progress:
+        progress("checkpoint", "", "reading it whole, for its digest")
+        from mobile_o_export.checkpoint import Checkpoint
+        from mobile_o_export.checkpoint.inspection import inspect as inspect_checkpoint
 
-    report = inspect_checkpoint(Checkpoint.open(checkpoint, lora))
+        report = inspect_checkpoint(Checkpoint.open(checkpoint, lora))
     if json_output:
         print(json.dumps(report.to_json(), indent=1))
         return

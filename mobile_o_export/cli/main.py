@@ -2,25 +2,51 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
+from io import TextIOWrapper
+from typing import NoReturn
 
 import typer
 
 from mobile_o_export import __version__
 from mobile_o_export.cli import doctor, export, golden, init_checkpoint, inspect, plan, verify
+from mobile_o_export.cli.interrupts import Interruption, interruptible
 from mobile_o_export.errors import ExportError
 
-INTERRUPTED = 130
+PROGRAM = "mobile-o-export"
+
+BAD_INPUT = 2
 BUG = 70
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+"""What a shell reports of a program whose reader went away; 0 would call an unread report a success."""
+
+_OF_THE_HOST = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EIO,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ESTALE,
+}
+"""Errors that a file system gives of itself; any other OSError that gets this far is ours."""
 
 app = typer.Typer(
-    name="mobile-o-export",
+    name=PROGRAM,
     help="Turns Mobile-O checkpoints into verified bundles for Core ML, LiteRT and TensorRT.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    # Plain lines: a box of 80 columns would break the paths in messages.
+    rich_markup_mode=None,
     epilog="Exit codes: 0 done; 1 a gate failed; 2 bad input; 3 a tool is missing; 70 a bug of ours.",
 )
 
@@ -49,30 +75,100 @@ app.command("export")(export.export)
 app.command("verify")(verify.verify)
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Runs the command line and exits with its code."""
+    _open_streams()
     # Vendor banners that are printed while importing; each would land in the user's terminal.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
-        app(standalone_mode=True)
-    except ExportError as error:
-        print(f"error: {error}", file=sys.stderr)
+        with interruptible() as interruption:
+            code = _run(interruption)
+            code = _flush(code)
+    except KeyboardInterrupt:
+        code = interruption.exit_code
+    sys.exit(code)
+
+
+def _run(interruption: Interruption) -> int:
+    """The exit code of the command line; every error is told on stderr."""
+    try:
+        app(prog_name=PROGRAM)
+    except SystemExit as ended:
+        # typer turns Ctrl-C into 130, and a closed pipe into 1, our code for a failed gate.
+        if ended.code == INTERRUPTED:
+            return _interrupted(interruption)
+        if isinstance(ended.__context__, BrokenPipeError):
+            return BROKEN_PIPE
+        return ended.code if isinstance(ended.code, int) else 0
+    except BaseException as error:  # noqa: BLE001 - the last resort, and it says so
+        if interruption.signal or isinstance(error, KeyboardInterrupt):
+            return _interrupted(interruption)
+        return _told(error)
+    return 0
+
+
+def _told(error: BaseException) -> int:
+    """Says what went wrong; the exit code that it means."""
+    if isinstance(error, ExportError):
+        _say(f"error: {error}")
         if error.exit_code == BUG and error.__cause__ is not None:
             traceback.print_exception(error.__cause__)
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # The reader of a pipe went away; there is nobody to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except KeyboardInterrupt:
-        print("interrupted; nothing was left behind", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except Exception:  # noqa: BLE001 - the last resort, and it says so
-        traceback.print_exc()
-        print(
-            "error: this is a bug of mobile-o-export; please report it with the traceback above.",
-            file=sys.stderr,
+        return error.exit_code
+    if isinstance(error, MemoryError):
+        _say(
+            "error: out of memory. 'mobile-o-export plan' estimates what each component needs; close other "
+            "programs, or export fewer components at a time with --component."
         )
-        sys.exit(BUG)
+        return BAD_INPUT
+    if isinstance(error, OSError) and error.errno in _OF_THE_HOST:
+        place = f"{error.filename}: " if error.filename else ""
+        _say(f"error: {place}{error.strerror}. Check the path, its permissions and its disk.")
+        return BAD_INPUT
+    traceback.print_exception(error)
+    _say("error: this is a bug of mobile-o-export; please report it with the traceback above.")
+    return BUG
+
+
+def _interrupted(interruption: Interruption) -> int:
+    _say("interrupted; nothing was left behind")
+    return interruption.exit_code
+
+
+def _say(text: str) -> None:
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        return
+
+
+def _flush(code: int) -> int:
+    """Writes out what stdout still holds, where an error can still be told; the exit code after that."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # Else the interpreter tries again while it shuts down.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return BROKEN_PIPE
+        _say(f"error: the results could not be written to stdout: {error.strerror}.")
+        return code or BAD_INPUT
+    return code
+
+
+def _open_streams() -> None:
+    """Gives the process the streams that its parent closed, and lets stdout take every character."""
+    for number, mode in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The next file to be opened would get the number, and be written to as if it were a stream.
+            os.open(os.devnull, mode)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - for as long as the process lives
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+    if isinstance(sys.stdout, TextIOWrapper):
+        # Tables hold ≈ and ≥, and file names anything: not every locale can write them.
+        sys.stdout.reconfigure(errors="replace")

@@ -7,13 +7,19 @@ from typing import Annotated
 
 import typer
 
-from mobile_o_export.cli.console import megabytes, table
+from mobile_o_export.cli.console import ProgressPrinter, megabytes, table
 from mobile_o_export.cli.inspect import CheckpointPath, Lora
+from mobile_o_export.cli.paths import expanded_all
 from mobile_o_export.errors import UnsupportedError
 
 Targets = Annotated[
     list[str],
-    typer.Option("--target", help="A shipped target's name or a .toml file; may be repeated.", metavar="T"),
+    typer.Option(
+        "--target",
+        help="A shipped target's name or a .toml file; may be repeated.",
+        metavar="T",
+        callback=expanded_all,
+    ),
 ]
 Components = Annotated[
     list[str] | None, typer.Option("--component", help="Only this component; may be repeated.", metavar="C")
@@ -29,12 +35,17 @@ def plan(
         bool, typer.Option("--json", help="Print a JSON object instead of a table.")
     ] = False,
 ) -> None:
-    """Show components × targets: precision, estimated size and memory, and what is refused and why."""
-    from mobile_o_export.checkpoint import Checkpoint
-    from mobile_o_export.plan import plan as make_plan
-    from mobile_o_export.targets import load_targets
+    """Show what an export would do, and what is refused.
 
-    items = make_plan(Checkpoint.open(checkpoint, lora), load_targets(target), component or ())
+    Components × targets, with precisions, graphs, and estimates of size and peak memory.
+    """
+    with ProgressPrinter() as progress:
+        progress("checkpoint", "", "reading its headers")
+        from mobile_o_export.checkpoint import Checkpoint
+        from mobile_o_export.plan import plan as make_plan
+        from mobile_o_export.targets import load_targets
+
+        items = make_plan(Checkpoint.open(checkpoint, lora), load_targets(target), component or ())
     if json_output:
         rows = [
             {

@@ -3,57 +3,88 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mobile_o_export.cli.console import ProgressPrinter
+from mobile_o_export.cli.paths import expanded
 from mobile_o_export.cli.plan import Components
 from mobile_o_export.cli.rows import summary
 
 
 def verify(
-    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.", metavar="BUNDLE")],
+    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.", metavar="BUNDLE", callback=expanded)],
     target: Annotated[
         list[str] | None, typer.Option("--target", help="Only this target; may be repeated.", metavar="T")
     ] = None,
     component: Components = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the report as JSON, schema 1.")] = False,
     junit: Annotated[
-        Path | None, typer.Option("--junit", help="Also write the report as JUnit XML.", metavar="FILE")
+        Path | None,
+        typer.Option(
+            "--junit", help="Also write the report as JUnit XML.", metavar="FILE", callback=expanded
+        ),
     ] = None,
 ) -> None:
-    """Check every file's hash, run every function and compare it with its golden.
+    """Check a bundle: its hashes, then every output.
+
+    Hash every file, run every function and compare it with its golden.
 
     Exit code 0 when everything passed, 1 when a gate failed, 3 when nothing failed but something could not
-    be run here.
+    be run here. A damaged bundle is a failed gate: its report has a row a damaged file, and nothing is run.
     """
-    from mobile_o_export.bundle.verify import verify_bundle
-    from mobile_o_export.errors import GateError, MissingToolError, UsageError
-    from mobile_o_export.parity.judge import Status, verdict
-    from mobile_o_export.parity.report import junit_xml, report_json
+    with ProgressPrinter() as progress:
+        progress("bundle", "", "hashing its files")
+        from mobile_o_export.bundle.manifest import DamagedBundleError
+        from mobile_o_export.bundle.verify import damage_rows, verify_bundle
+        from mobile_o_export.errors import GateError, MissingToolError
+        from mobile_o_export.parity.judge import Status, verdict
+        from mobile_o_export.parity.report import junit_xml, report_json
 
-    if junit is not None and not junit.parent.is_dir():
-        raise UsageError(f"{junit}: its folder does not exist. Make it first.")
-    printer = ProgressPrinter()
-    try:
-        rows = verify_bundle(bundle, target or (), component or (), printer)
-    finally:
-        printer.close()
+        if junit is not None:
+            _require_writable(junit, bundle)
+        damaged = None
+        try:
+            rows = verify_bundle(bundle, target or (), component or (), progress)
+        except DamagedBundleError as error:
+            damaged, rows = error, damage_rows(error)
     if junit is not None:
-        junit.write_text(junit_xml(rows))
+        junit.write_text(junit_xml(rows), encoding="utf-8")
     if json_output:
         print(json.dumps(report_json(rows), indent=1))
-    else:
+    elif damaged is None:
         print(summary(rows))
         print(f"\n{verdict(rows)}: {len(rows)} outputs compared")
+    if damaged is not None:
+        raise damaged
     if verdict(rows) is not Status.PASSED:
         failed = [row for row in rows if row.status is Status.FAILED]
         if failed or not rows:
             raise GateError(
-                f"{len(failed)} of {len(rows)} outputs failed." if rows else "nothing was compared."
+                f"{bundle}: {len(failed)} of {len(rows)} outputs failed. Do not ship it."
+                if rows
+                else f"{bundle}: nothing was compared."
             )
         raise MissingToolError(
             "some targets could not be run on this machine; 'mobile-o-export doctor' says why."
+        )
+
+
+def _require_writable(junit: Path, bundle: Path) -> None:
+    """Raises UsageError where a report cannot be written, or would damage the bundle that it is about."""
+    from mobile_o_export.errors import UsageError
+
+    if not junit.parent.is_dir():
+        raise UsageError(f"--junit {junit}: its folder does not exist. Make it first.")
+    if junit.is_dir():
+        raise UsageError(f"--junit {junit}: is a folder. Give the path of a file.")
+    if not os.access(junit if junit.exists() else junit.parent, os.W_OK):
+        raise UsageError(f"--junit {junit}: cannot be written. Choose a place that you may write to.")
+    if junit.resolve().is_relative_to(bundle.resolve()):
+        raise UsageError(
+            f"--junit {junit}: lies in the bundle, which would then hold a file too many. "
+            "Write the report elsewhere."
         )

@@ -40,10 +40,11 @@ def encode(value: Array) -> tuple[Stored, Array | None]:
     def stored(encoding: Encoding) -> Stored:
         return Stored(encoding=encoding, dtype=str(value.dtype), shape=value.shape)
 
-    if value.dtype == np.float32 and value.size:
+    # A negative number is no pixel, and -0.0 is no zero.
+    if value.dtype == np.float32 and value.size and not np.signbit(value).any():
         if not value.any():
             return stored(Encoding.ZEROS), None
-        if value.min() >= 0 and value.max() <= 1:
+        if value.max() <= 1:
             pixels = np.rint(value * 255).astype(np.uint8)
             if np.array_equal(_from_pixels(pixels), value):
                 return stored(Encoding.PIXELS), pixels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -79,6 +80,8 @@ class Golden:
         Raises:
             GoldenError: it is missing, damaged, or of another schema version.
         """
+        if (path / "golden" / INDEX).is_file():
+            raise GoldenError(f"{path}: is a bundle. Give the golden in it, {path / 'golden'}.")
         if not (path / INDEX).is_file():
             raise GoldenError(
                 f"{path}: no golden here ({INDEX} is missing). Make one with 'mobile-o-export golden record'."
@@ -94,6 +97,11 @@ class Golden:
             raise GoldenError(f"{file}: missing or changed. Record the golden again.")
         return cls(path, index)
 
+    def copy_into(self, folder: Path) -> None:
+        """Copies this golden, and nothing else that lies beside it, into the existing, empty ``folder``."""
+        for name in (INDEX, TENSORS):
+            shutil.copyfile(self.path / name, folder / name)
+
     def functions(self, component: str) -> tuple[FunctionSpec, ...]:
         """The contracts of ``component``."""
         return self._component(component).functions
@@ -107,13 +115,13 @@ class Golden:
         from safetensors import safe_open
 
         stored = self.index.tensors.get(key)
-        if stored is None:
-            raise GoldenError(
-                f"{self.path}: a case names the tensor {key!r}, which is not there. Record it again."
-            )
-        if stored.encoding is Encoding.ZEROS:
+        if stored is not None and stored.encoding is Encoding.ZEROS:
             return decode(stored, None)
         with safe_open(self.path / TENSORS, framework="numpy") as file:
+            if stored is None or key not in file.keys():  # noqa: SIM118 - it is no mapping
+                raise GoldenError(
+                    f"{self.path}: a case names the tensor {key!r}, which is not there. Record it again."
+                )
             return decode(stored, file.get_tensor(key))
 
     def require_checkpoint(self, digest: str) -> None:

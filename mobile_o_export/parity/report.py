@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 from xml.etree import ElementTree
@@ -9,6 +10,9 @@ from xml.etree import ElementTree
 from mobile_o_export.parity.judge import Row, Status, verdict
 
 SCHEMA = 1
+
+_UNWRITABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What XML 1.0 has no way to write; vendors' messages and file names may hold it."""
 
 
 def report_json(rows: Sequence[Row]) -> dict[str, Any]:
@@ -46,5 +50,8 @@ def junit_xml(rows: Sequence[Row]) -> str:
                 ElementTree.SubElement(case, "failure", message=row.reason)
             elif row.status is Status.NOT_RUN:
                 ElementTree.SubElement(case, "skipped", message=row.reason)
+    for element in root.iter():
+        for key, value in element.attrib.items():
+            element.set(key, _UNWRITABLE.sub("?", value))
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"

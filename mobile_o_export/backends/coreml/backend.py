@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import Field
+
 from mobile_o_export.backends import versions
 from mobile_o_export.backends.base import Artifact, Executor, GraphFile, LowerRequest, Probe, Progress
 from mobile_o_export.components.base import CacheStyle, GraphOptions
@@ -36,7 +38,7 @@ class CoreMLOptions(Strict):
     """
 
     minimum_deployment_target: Literal["iOS18"] = "iOS18"
-    head_chunk: int | None = None
+    head_chunk: int | None = Field(default=None, ge=1)
 
 
 class CoreMLBackend:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mobile_o_export.backends.tracing import Positional
 from mobile_o_export.components import building
 
 if TYPE_CHECKING:
@@ -35,9 +34,8 @@ def convert(spec: GraphSpec, graph: nn.Module, package: Path, *, half: bool) -> 
     import coremltools as ct
 
     with torch.no_grad():
-        program = torch.export.export(Positional(graph).eval(), building.examples(spec)).run_decompositions(
-            {}
-        )
+        # Bare, not wrapped as other converters get it: a buffer's path is the name that its state gets.
+        program = torch.export.export(graph.eval(), building.examples(spec)).run_decompositions({})
     pipeline = ct.PassPipeline.DEFAULT
     pipeline.remove_passes(SKIPPED_PASSES)
     precision = ct.transform.FP16ComputePrecision(op_selector=Fp32Islands()) if half else ct.precision.FLOAT32

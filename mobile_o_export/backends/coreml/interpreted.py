@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from mobile_o_export.errors import GateError, MissingToolError
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.quiet import captured
 
@@ -15,8 +16,13 @@ class InterpreterExecutor:
     """Functions of one package, each result rounded to its MIL type, sharing one state."""
 
     def __init__(self, package: Path, entries: Mapping[str, str], component: str) -> None:
-        with captured(f"{component}: importing coremltools"):
-            from mobile_o_export.backends.coreml.interpreter import Rounding, load_mlpackage
+        try:
+            with captured(f"{component}: importing coremltools"):
+                from mobile_o_export.backends.coreml.interpreter import Rounding, load_mlpackage
+        except ImportError as error:
+            raise MissingToolError(
+                f"{component}: .mlpackage folders need coremltools; pip install coremltools"
+            ) from error
         self.runtime = "MIL interpreter (rounding to MIL types)"
         self._program = load_mlpackage(package)
         self._rounding = Rounding.TYPED
@@ -30,9 +36,11 @@ class InterpreterExecutor:
         from mobile_o_export.backends.coreml.interpreter import Interpreter
 
         if graph not in self._interpreters:
-            function = self._program.functions[self._entries[graph]]
+            name = self._entries[graph]
+            if name not in self._program.functions:
+                raise GateError(f"{self._component}: the package holds no function {name!r}")
             self._interpreters[graph] = Interpreter(
-                function, rounding=self._rounding, component=self._component
+                self._program.functions[name], rounding=self._rounding, component=self._component
             )
         interpreter = self._interpreters[graph]
         if self._state is None and interpreter.function.states:

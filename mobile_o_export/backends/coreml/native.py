@@ -8,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from mobile_o_export.backends import versions
+from mobile_o_export.errors import MissingToolError
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.quiet import captured
 
@@ -16,6 +18,10 @@ class CoreMLExecutor:
     """Functions of one package, each loaded when it is first called, sharing one state."""
 
     def __init__(self, package: Path, entries: Mapping[str, str], component: str) -> None:
+        if versions.missing(["coremltools"]):
+            raise MissingToolError(
+                f"{component}: .mlpackage folders need coremltools; pip install coremltools"
+            )
         self.runtime = f"Core ML, macOS {platform.mac_ver()[0]}"
         self._package = package
         self._entries = entries

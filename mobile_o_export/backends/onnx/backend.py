@@ -7,6 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from pydantic import Field
+
 from mobile_o_export.backends import versions
 from mobile_o_export.backends.base import Artifact, GraphFile, LowerRequest, Probe, Progress
 from mobile_o_export.components.base import CacheStyle, GraphOptions
@@ -32,8 +34,8 @@ class OnnxOptions(Strict):
         operators: ``tensorrt`` refuses operators that TensorRT's parser lacks; ``any`` does not.
     """
 
-    opset: int = 20
-    ir_version: int = 10
+    opset: int = Field(default=20, ge=18, le=23)
+    ir_version: int = Field(default=10, ge=8, le=13)
     operators: Literal["tensorrt", "any"] = "any"
 
 

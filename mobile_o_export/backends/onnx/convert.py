@@ -42,6 +42,11 @@ def convert(spec: GraphSpec, graph: nn.Module, path: Path, settings: OnnxOptions
             verbose=False,
         )
     model = program.model
+    if model.graph.opset_imports[""] != settings.opset:
+        # torch only warns where it cannot convert to the version that was asked for.
+        raise ValueError(
+            f"torch wrote opset {model.graph.opset_imports['']} where the target asks for {settings.opset}"
+        )
     model.ir_version = settings.ir_version
     _name_axes(model.graph, spec)
     _strip(model)

@@ -1,0 +1,14 @@
+"""What long work says while it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Progress = Callable[[str, str, str], None]
+"""Takes target, component and what is happening now; a :class:`Done` where something is finished."""
+
+
+class Done(str):
+    """A phrase for something finished: a log keeps it, where other phrases may be left out."""
+
+    __slots__ = ()

@@ -1,0 +1,92 @@
+"""What a lowered Core ML package must be beyond computing the right thing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mobile_o_export.backends.base import LowerRequest
+from mobile_o_export.backends.coreml.interpreter import MilProgram, load_mlpackage
+from mobile_o_export.backends.registry import backend
+from mobile_o_export.bundle.manifest import file_entries
+from mobile_o_export.checkpoint import Checkpoint
+from mobile_o_export.components.registry import component
+from mobile_o_export.precision import Precision
+from mobile_o_export.targets import load_target
+
+Lower = Callable[[str, Path, Precision], None]
+
+
+@pytest.fixture(scope="module")
+def lower(reference_checkpoint: Checkpoint) -> Lower:
+    target = load_target("coreml-ane")
+
+    def run(name: str, folder: Path, precision: Precision) -> None:
+        folder.mkdir()
+        request = LowerRequest(target.name, component(name), precision, target.sequence, target.options)
+        backend("coreml").lower(request, reference_checkpoint, folder, lambda _phrase: None)
+
+    return run
+
+
+def program(bundle: Path, name: str) -> MilProgram:
+    return load_mlpackage(bundle / "coreml-ane" / name / f"{name}.mlpackage")
+
+
+def test_same_input_gives_the_same_bytes(lower: Lower, tmp_path: Path) -> None:
+    """Dates, random identifiers and map order would make every package a new one."""
+    lower("mcp", tmp_path / "first", Precision.FP16)
+    lower("mcp", tmp_path / "second", Precision.FP16)
+    entries = file_entries(tmp_path / "first")
+    assert {Path(name).name for name in entries} == {"Manifest.json", "model.mlmodel", "weight.bin"}
+    assert entries == file_entries(tmp_path / "second")
+
+
+def test_timestep_sinusoids_stay_in_fp32(bundle: Path) -> None:
+    """fp16 holds a timestep near 1000 to half a unit only: a wrong angle."""
+    for function in program(bundle, "dit").functions.values():
+        sinusoids = [op for op in function.block.operations if op.type in ("sin", "cos")]
+        assert len(sinusoids) == 2
+        assert {output.type.dtype for op in sinusoids for output in op.outputs} == {"float32"}
+
+
+def test_everything_else_of_the_dit_is_fp16(bundle: Path) -> None:
+    """A stray fp32 operation would leave the Neural Engine."""
+    heavy = {"conv", "linear", "matmul", "softmax", "scaled_dot_product_attention", "layer_norm"}
+    for function in program(bundle, "dit").functions.values():
+        types = {
+            (op.type, output.type.dtype)
+            for op in function.block.operations
+            for output in op.outputs
+            if op.type in heavy
+        }
+        assert types
+        assert {dtype for _, dtype in types} == {"float16"}
+
+
+def test_no_exact_gelu_stands_for_the_tanh_form(bundle: Path) -> None:
+    """coremltools drops approximate="tanh"; SANA's caption projection is the model's only use of it."""
+    for function in program(bundle, "dit").functions.values():
+        kinds = [op.type for op in function.block.operations]
+        assert "tanh" in kinds
+        assert "gelu" not in kinds
+
+
+@pytest.mark.parametrize("name", ["vision_encoder", "llm", "mcp", "dit", "vae_decoder"])
+def test_no_dimension_leaves_the_neural_engine(bundle: Path, name: str) -> None:
+    """Rank at most 5, and no weight wider than 16384 (the embedding table is gathered on the CPU)."""
+    for function in program(bundle, name).functions.values():
+        for op in function.block.operations:
+            for output in op.outputs:
+                assert len(output.type.shape) <= 5, f"{op.type} {op.name} has rank {len(output.type.shape)}"
+
+
+def test_fp32_is_supported_too(lower: Lower, reference_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    lower("mcp", tmp_path / "fp32", Precision.FP32)
+    function = load_mlpackage(tmp_path / "fp32" / "mcp.mlpackage").functions["project_64"]
+    dtypes = {output.type.dtype for op in function.block.operations for output in op.outputs}
+    assert "float16" not in dtypes
+    assert np.dtype("float32").name in dtypes
