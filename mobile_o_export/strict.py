@@ -40,7 +40,7 @@ def read_toml(path: Path, model: type[StrictT]) -> StrictT:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}. Correct the file.") from error
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}. Check the path.") from error
     return check(data, model, str(path), ConfigError)
 
 
@@ -78,17 +78,19 @@ def _fields(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str
     definitions = schema.get("$defs", {})
     node = schema
     for part in location:
-        if "$ref" in node:
-            node = definitions[node["$ref"].rsplit("/", 1)[1]]
-        options = node.get("anyOf", [node])
-        node = next((option for option in options if option.get("type") != "null"), node)
-        if "$ref" in node:
-            node = definitions[node["$ref"].rsplit("/", 1)[1]]
         if isinstance(part, int):
             node = node.get("items", {})
         else:
-            node = node.get("properties", {}).get(part, node.get("additionalProperties") or {})
-            node = node if isinstance(node, dict) else {}
-    if "$ref" in node:
-        node = definitions[node["$ref"].rsplit("/", 1)[1]]
+            node = node.get("properties", {}).get(part, node.get("additionalProperties"))
+        node = _resolved(node, definitions)
     return list(node.get("properties", {}))
+
+
+def _resolved(node: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+    """The JSON Schema that ``node`` stands for: what it refers to, what it is where it is not null."""
+    if not isinstance(node, dict):
+        return {}
+    for option in node.get("anyOf", ()):
+        if option.get("type") != "null":
+            return _resolved(option, definitions)
+    return definitions[node["$ref"].rsplit("/", 1)[1]] if "$ref" in node else node

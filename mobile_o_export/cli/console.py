@@ -12,6 +12,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Self, TextIO
 
+from mobile_o_export.cli.interrupts import require_no_interruption
 from mobile_o_export.progress import Done
 
 LINE_SECONDS = 2.0
@@ -59,7 +60,12 @@ class ProgressPrinter:
             self._stream.close()
 
     def __call__(self, target: str, component: str, phrase: str) -> None:
-        """A new phrase; components follow one another."""
+        """A new phrase; components follow one another.
+
+        Raises:
+            KeyboardInterrupt: the process was told to stop, and whoever heard it went on.
+        """
+        require_no_interruption()
         with self._lock:
             now = monotonic()
             if (target, component) != self._subject:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from time import monotonic
 from types import FrameType
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -15,17 +14,25 @@ DEAF_SECONDS = 2.0
 """An impatient second Ctrl-C must not interrupt the cleaning up that the first one started."""
 
 
-@dataclass
 class Interruption:
-    """The signal that ended the work; 0 if none came.
+    """The handler of the signals, and what it has received.
 
     Attributes:
-        signal: its number.
-        at: when it came, on the monotonic clock.
+        signal: the number of the signal that came; 0 if none did.
     """
 
-    signal: int = 0
-    at: float = 0.0
+    def __init__(self) -> None:
+        self.signal = 0
+        self._came = 0.0
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Raises KeyboardInterrupt, but not twice in a moment."""
+        del frame
+        now = monotonic()
+        if self.signal and now - self._came < DEAF_SECONDS:
+            return
+        self.signal, self._came = number, now
+        raise KeyboardInterrupt
 
     @property
     def exit_code(self) -> int:
@@ -40,22 +47,21 @@ def interruptible() -> Iterator[Interruption]:
     Signals that the parent process ignores (``nohup``, a shell's ``&``) stay ignored.
     """
     interruption = Interruption()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        del frame
-        now = time.monotonic()
-        if interruption.signal and now - interruption.at < DEAF_SECONDS:
-            return
-        interruption.signal, interruption.at = number, now
-        raise KeyboardInterrupt
-
     former = {number: signal.getsignal(number) for number in _SIGNALS}
     wanted = [number for number, handler in former.items() if handler not in (signal.SIG_IGN, None)]
     for number in wanted:
-        signal.signal(number, stop)
+        signal.signal(number, interruption)
     try:
         yield interruption
     finally:
         for number in wanted:
             # Once stopping, the process is not to be killed by an impatient second signal on its last metres.
             signal.signal(number, signal.SIG_IGN if interruption.signal else former[number])
+
+
+def require_no_interruption() -> None:
+    """Raises KeyboardInterrupt if a signal came: vendors' bare ``except`` clauses may have swallowed it."""
+    for number in _SIGNALS:
+        handler = signal.getsignal(number)
+        if isinstance(handler, Interruption) and handler.signal:
+            raise KeyboardInterrupt

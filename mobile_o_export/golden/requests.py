@@ -16,9 +16,9 @@ class Generate(Strict):
 
     name: str
     prompt: str
-    seed: int = 0
-    steps: int = Field(default=20, ge=1)
-    guidance: float = 1.2
+    seed: int = Field(default=0, ge=0)
+    steps: int = Field(default=20, ge=1, le=1000)
+    guidance: float = Field(default=1.2, allow_inf_nan=False)
 
 
 class Edit(Strict):
@@ -27,9 +27,9 @@ class Edit(Strict):
     name: str
     image: str
     prompt: str
-    seed: int = 0
-    steps: int = Field(default=20, ge=1)
-    guidance: float = 1.2
+    seed: int = Field(default=0, ge=0)
+    steps: int = Field(default=20, ge=1, le=1000)
+    guidance: float = Field(default=1.2, allow_inf_nan=False)
 
 
 class Describe(Strict):

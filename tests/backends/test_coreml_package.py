@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from mobile_o_export.backends.base import LowerRequest
-from mobile_o_export.backends.coreml.interpreter import MilProgram, load_mlpackage
+from mobile_o_export.backends.coreml.interpreter import DamagedPackageError, MilProgram, load_mlpackage
 from mobile_o_export.backends.registry import backend
 from mobile_o_export.bundle.manifest import file_entries
 from mobile_o_export.checkpoint import Checkpoint
@@ -90,3 +91,19 @@ def test_fp32_is_supported_too(lower: Lower, reference_checkpoint: Checkpoint, t
     dtypes = {output.type.dtype for op in function.block.operations for output in op.outputs}
     assert "float16" not in dtypes
     assert np.dtype("float32").name in dtypes
+
+
+@pytest.mark.parametrize("kind", ["input", "output"])
+def test_declaring_another_interface_is_refused(bundle: Path, tmp_path: Path, kind: str) -> None:
+    """Core ML would not load it; the program alone still runs."""
+    from coremltools.proto import Model_pb2
+
+    package = tmp_path / "mcp.mlpackage"
+    shutil.copytree(bundle / "coreml-ane" / "mcp" / "mcp.mlpackage", package)
+    (path,) = package.rglob("model.mlmodel")
+    model = Model_pb2.Model()
+    model.ParseFromString(path.read_bytes())
+    getattr(model.description.functions[0], kind)[0].name = "renamed"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(DamagedPackageError, match="renamed"):
+        load_mlpackage(package)

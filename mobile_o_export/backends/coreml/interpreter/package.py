@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mobile_o_export.backends.coreml.interpreter.description import require_described
 from mobile_o_export.backends.coreml.interpreter.errors import DamagedPackageError
 from mobile_o_export.backends.coreml.interpreter.program import MilProgram, program_from_proto
 from mobile_o_export.backends.coreml.interpreter.weights import WeightStore
@@ -15,11 +16,12 @@ from mobile_o_export.quiet import quiet_vendor
 def load_mlpackage(path: Path) -> MilProgram:
     """The ML Program in the package at ``path``, weights mapped but not read.
 
-    Every blob that the program names is located and its type and size compared with the declaration.
+    Every blob that the program names is located and its type and size compared with the declaration, and
+    the declared interface is compared with the program's.
 
     Raises:
-        DamagedPackageError: a file is missing, cut short or no protobuf, or a blob is not where and
-            what the program says.
+        DamagedPackageError: a file is missing, cut short or no protobuf, a blob is not where and what the
+            program says, or the package declares another interface than its program has.
 
     """
     model_path = root_model_path(path)
@@ -28,7 +30,9 @@ def load_mlpackage(path: Path) -> MilProgram:
         kind = proto.WhichOneof("Type")
         raise DamagedPackageError(f"{path} holds a {kind or 'empty'} model, not an ML Program")
     store = WeightStore(model_path.parent, path)
-    return program_from_proto(proto.mlProgram, path, store)
+    program = program_from_proto(proto.mlProgram, path, store)
+    require_described(proto.description, program)
+    return program
 
 
 def root_model_path(path: Path) -> Path:

@@ -1,0 +1,62 @@
+"""The interface that a package declares, compared with the one that its program has.
+
+Core ML shows apps the declaration and runs the program; a package in which the two differ does not load, and
+an interpreter that read the program alone would never notice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from mobile_o_export.backends.coreml.interpreter.errors import DamagedPackageError
+from mobile_o_export.backends.coreml.interpreter.program import MilFunction, MilProgram
+from mobile_o_export.backends.coreml.interpreter.tensor_type import Port
+
+ARRAY_TYPES = {65552: "float16", 65568: "float32", 65600: "float64", 131104: "int32", 131080: "int8"}
+"""Core ML's ``ArrayFeatureType.ArrayDataType`` → MIL's type."""
+
+
+def require_described(description: Any, program: MilProgram) -> None:
+    """Raises DamagedPackageError unless ``description`` declares exactly the program's functions.
+
+    Args:
+        description: the ``ModelDescription`` message; a package of one function declares it at top level.
+        program: what the package runs.
+    """
+    declared = {function.name: function for function in description.functions} or {"main": description}
+    if declared.keys() != program.functions.keys():
+        raise DamagedPackageError(
+            f"{program.path} declares the functions {', '.join(sorted(declared))} but holds "
+            f"{', '.join(sorted(program.functions))}; export it again"
+        )
+    for name, interface in declared.items():
+        function = program.functions[name]
+        _require_equal(function, "inputs", interface.input, function.inputs)
+        _require_equal(function, "outputs", interface.output, function.outputs)
+        _require_equal(function, "states", interface.state, function.states)
+
+
+def _require_equal(function: MilFunction, kind: str, features: Iterable[Any], ports: Iterable[Port]) -> None:
+    declared = {feature.name: _array(feature) for feature in features}
+    actual = {port.name: port for port in ports}
+    if declared.keys() != actual.keys():
+        raise DamagedPackageError(
+            f"{function.package}: function {function.name} declares the {kind} "
+            f"{', '.join(sorted(declared)) or 'none'} but has {', '.join(sorted(actual)) or 'none'}; "
+            "export it again"
+        )
+    for name, port in actual.items():
+        array = declared[name]
+        dtype, shape = ARRAY_TYPES.get(array.dataType), tuple(array.shape)
+        # An output may be declared without its shape.
+        if dtype != port.dtype or (shape and None not in port.shape and shape != port.shape):
+            raise DamagedPackageError(
+                f"{function.package}: function {function.name} declares {name} as {dtype} {list(shape)} but "
+                f"it is {port.dtype} {list(port.shape)}; export it again"
+            )
+
+
+def _array(feature: Any) -> Any:
+    kind = feature.type
+    return kind.stateType.arrayType if kind.WhichOneof("Type") == "stateType" else kind.multiArrayType
