@@ -28,6 +28,7 @@ from mobile_o_export.tensors import TensorSpec
 
 GOLDEN_FOLDER = "golden"
 NO_RUNTIME = "none"
+IDLE_GRAPH = "no golden case runs this graph; record a golden on a prompt of its length (--prompts)"
 FILES = "files"
 """What rows about a damaged bundle have for a component; their target is ``bundle``."""
 
@@ -127,9 +128,7 @@ def verify_component(
             replay(session, golden, component, longest, judge, lambda case: progress(target, component, case))
         )
         idle = {graph.spec.name for graph in entry.graphs} - session.graphs_run
-        rows += [
-            judge.row(name, "", "", Status.FAILED, "no golden case runs this graph") for name in sorted(idle)
-        ]
+        rows += [judge.row(name, "", "", Status.FAILED, IDLE_GRAPH) for name in sorted(idle)]
         compared = {(row.function, row.output) for row in rows}
         rows += [
             judge.row(function.name, "", output.name, Status.FAILED, "no golden case compares this output")

@@ -12,6 +12,7 @@ from cli_harness import Cli, TargetFile
 
 from mobile_o_export import atomic, export
 from mobile_o_export.backends.onnx.backend import OnnxBackend
+from mobile_o_export.errors import UsageError
 
 PART = ("--component", "mcp", "--target", "tensorrt-orin")
 
@@ -66,7 +67,7 @@ def test_spellings(cli: Cli, here: Path, spelling: str, place: str) -> None:
         (".", "exists already"),
         ("", "exists already"),
         ("/", "exists already"),
-        ("x" * 250, "cannot be made (File name too long)"),
+        ("x" * 250, "File name too long"),
         ("x" * 300, "File name too long"),
     ],
 )
@@ -91,9 +92,7 @@ def test_places_that_are_taken_or_impossible(
 def test_a_disk_that_is_too_small(
     cli: Cli, reference_folder: Path, golden: Path, here: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    monkeypatch.setattr(
-        atomic.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**6)
-    )
+    monkeypatch.setattr(atomic.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
     out = here / "new" / "out"
     arguments = {
         "init-checkpoint": [out],
@@ -193,5 +192,26 @@ def test_goldens_that_do_not_fit(
 def test_nothing_to_export(cli: Cli, reference_folder: Path, target_file: TargetFile, here: Path) -> None:
     path = target_file(mcp='skip = "too small to matter"')
     arguments = ("export", reference_folder, "--target", path, "--component", "mcp", "--out", "bundle")
-    cli(*arguments).refused("nothing to export, everything chosen is skipped: mine, mcp: too small to matter.")
+    cli(*arguments).refused(
+        "nothing to export, everything chosen is skipped: mine, mcp: too small to matter."
+    )
     assert names(here) == []
+
+
+def test_results_inside_their_own_inputs(
+    cli: Cli, checkpoint: Path, golden: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint stays what it is; of a golden only its own files are copied."""
+    before = cli("inspect", checkpoint).out
+    copied = []
+
+    def lower(self: object, request: object, place: object, folder: Path, progress: object) -> None:
+        copied.extend(names(folder.parents[1] / "golden"))
+        raise UsageError("far enough")
+
+    monkeypatch.setattr(OnnxBackend, "lower", lower)
+    inside = Path(shutil.copytree(golden, checkpoint / "golden"))
+    arguments = ("export", checkpoint, *PART, "--golden", inside, "--out", inside / "bundle")
+    cli(*arguments).refused("far enough")
+    assert copied == names(inside) == ["golden.json", "tensors.safetensors"]
+    assert cli("inspect", checkpoint).out == before

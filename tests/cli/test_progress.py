@@ -153,7 +153,9 @@ def test_a_reader_that_went_away_stops_nothing(clock: Clock, stream: Stream) -> 
     printer("a", "b", Done("lowered"))
 
 
-def test_progress_gets_through_while_vendors_are_captured(capfd: pytest.CaptureFixture[str]) -> None:
+def test_progress_gets_through_while_vendors_are_captured(
+    clock: Clock, capfd: pytest.CaptureFixture[str]
+) -> None:
     with ProgressPrinter() as progress, captured("a vendor"):
         os.write(2, b"vendor's noise\n")
         progress("a", "b", Done("lowered"))
