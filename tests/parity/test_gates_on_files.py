@@ -321,7 +321,7 @@ def test_a_graph_that_no_case_runs_fails(copy: Path) -> None:
     rows = verify(copy, "litert-cpu", "mcp")
     (failed,) = (row for row in rows if row.status is not Status.PASSED)
     assert (failed.status, failed.function) == (Status.FAILED, "project_64")
-    assert failed.reason == "no golden case runs this graph"
+    assert failed.reason.startswith("no golden case runs this graph")
 
 
 def test_a_component_without_a_case_fails(copy: Path) -> None:
