@@ -86,13 +86,25 @@ def rename_onnx(graph: Any, names: dict[str, str]) -> None:
 
 
 def edit_coreml(package: Path, change: Callable[[Any], object]) -> None:
-    """Writes the package's specification after ``change`` of each of its MIL functions."""
+    """Writes the package's specification after ``change`` of each of its MIL functions.
+
+    The declared interface follows the program, as in a package that was converted wrongly: one that
+    contradicts itself would be refused before it runs.
+    """
     from coremltools.proto import Model_pb2
 
     model = Model_pb2.Model()
     model.ParseFromString((package / SPEC).read_bytes())
     for name in sorted(model.mlProgram.functions):
-        change(model.mlProgram.functions[name])
+        function = model.mlProgram.functions[name]
+        features = {declared.name: declared for declared in model.description.functions}
+        declared = features.get(name, model.description)
+        (block,) = blocks(function)
+        before = list(block.outputs)
+        change(function)
+        now = dict(zip(before, block.outputs, strict=False))
+        for feature in declared.output:
+            feature.name = now.get(feature.name, feature.name)
     replace(package / SPEC, model.SerializeToString())
 
 
