@@ -97,7 +97,7 @@ class Backend(Protocol):
     precisions: tuple[Precision, ...]
 
     def probe(self) -> Probe:
-        """What works on this host; imports the vendor's packages."""
+        """What works on this host, going by what is installed."""
         ...
 
     def graph_options(self, request: LowerRequest) -> GraphOptions:

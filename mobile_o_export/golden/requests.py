@@ -21,15 +21,10 @@ class Generate(Strict):
     guidance: float = Field(default=1.2, allow_inf_nan=False)
 
 
-class Edit(Strict):
+class Edit(Generate):
     """An image and how to change it."""
 
-    name: str
     image: str
-    prompt: str
-    seed: int = Field(default=0, ge=0)
-    steps: int = Field(default=20, ge=1, le=1000)
-    guidance: float = Field(default=1.2, allow_inf_nan=False)
 
 
 class Describe(Strict):

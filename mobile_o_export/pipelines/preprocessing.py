@@ -28,7 +28,7 @@ def load_picture(path: Path) -> Picture:
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such image file.") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UsageError(f"{path}: cannot be read as an image: {error}.") from error
+        raise UsageError(f"{path}: cannot be read as an image: {error}. Give a PNG or JPEG file.") from error
 
 
 def pixel_values(picture: Picture, size: int, *, square: bool) -> Array:

@@ -49,14 +49,8 @@ class CoreMLBackend:
 
     def probe(self) -> Probe:
         """Whether coremltools is installed, and which runtime this host has."""
-        absent = versions.missing(PACKAGES)
-        return Probe(
-            backend=self.name,
-            runtime="Core ML" if sys.platform == "darwin" else "MIL interpreter of mobile-o-export",
-            versions=versions.installed(PACKAGES),
-            problem=f"not installed: {', '.join(absent)}" if absent else "",
-            remedy=f"pip install {' '.join(absent)}" if absent else "",
-        )
+        runtime = "Core ML" if sys.platform == "darwin" else "MIL interpreter of mobile-o-export"
+        return versions.probe(self.name, runtime, PACKAGES)
 
     def options(self, request: LowerRequest) -> CoreMLOptions:
         """The target's ``[options]``, checked."""

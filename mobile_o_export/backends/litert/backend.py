@@ -38,14 +38,7 @@ class LiteRTBackend:
 
     def probe(self) -> Probe:
         """Whether the converter and the interpreter are installed."""
-        absent = versions.missing(PACKAGES)
-        return Probe(
-            backend=self.name,
-            runtime=RUNTIME_PACKAGE,
-            versions=versions.installed(PACKAGES),
-            problem=f"not installed: {', '.join(absent)}" if absent else "",
-            remedy=f"pip install {' '.join(absent)}" if absent else "",
-        )
+        return versions.probe(self.name, RUNTIME_PACKAGE, PACKAGES)
 
     def graph_options(self, request: LowerRequest) -> GraphOptions:
         """Static shapes, the cache as inputs and outputs."""

@@ -47,14 +47,7 @@ class OnnxBackend:
 
     def probe(self) -> Probe:
         """Whether the exporter and ONNX Runtime are installed."""
-        absent = versions.missing(PACKAGES)
-        return Probe(
-            backend=self.name,
-            runtime="onnxruntime",
-            versions=versions.installed(PACKAGES),
-            problem=f"not installed: {', '.join(absent)}" if absent else "",
-            remedy=f"pip install {' '.join(absent)}" if absent else "",
-        )
+        return versions.probe(self.name, "onnxruntime", PACKAGES)
 
     def options(self, request: LowerRequest) -> OnnxOptions:
         """The target's ``[options]``, checked."""
