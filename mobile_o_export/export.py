@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import shutil
 import time
@@ -195,7 +194,7 @@ def _export_into(
         memory.reset_peak()
         started = time.monotonic()
         found = verify_component(folder, manifest, golden, target_name, name, progress)
-        gc.collect()
+        memory.release()
         rows += found
         progress(target_name, name, finished(found))
         costs.append(
@@ -223,7 +222,7 @@ def _lower(
     artifact = backend(target.backend).lower(
         item.request, checkpoint, place, lambda phrase: progress(item.target, item.component, phrase)
     )
-    gc.collect()
+    memory.release()
     return ComponentEntry(
         precision=item.precision,
         gate=target.components[item.component].effective_gate,

@@ -103,13 +103,29 @@ class SafetensorsFile:
         flat = torch.frombuffer(self._buffer, dtype=dtype, count=info.parameters, offset=info.offset_bytes)
         return flat.view(info.shape)
 
-    def chunks(self, name: str) -> Iterator[memoryview]:
-        """The bytes of tensor ``name`` in order, a few MiB at a time."""
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """The bytes of tensor ``name`` in order, a few MiB at a time.
+
+        They are read, not mapped: a pass over the whole file would leave all of it resident.
+        """
         info = self.tensors[name]
-        view = memoryview(self._buffer)
-        end = info.offset_bytes + info.size_bytes
-        for start in range(info.offset_bytes, end, _HASH_CHUNK_BYTES):
-            yield view[start : min(start + _HASH_CHUNK_BYTES, end)]
+        left = info.size_bytes
+        try:
+            with self.path.open("rb") as file:
+                file.seek(info.offset_bytes)
+                while left:
+                    chunk = file.read(min(_HASH_CHUNK_BYTES, left))
+                    if not chunk:
+                        raise CheckpointError(
+                            f"{self.path}: the file shrank while it was open. "
+                            "Wait until it is fully copied, then try again."
+                        )
+                    left -= len(chunk)
+                    yield chunk
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path}: cannot be read ({error.strerror}). Check its permissions and its disk."
+            ) from error
 
 
 def _read_header(path: Path) -> dict[str, TensorInfo]:
