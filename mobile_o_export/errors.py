@@ -57,6 +57,6 @@ class MissingToolError(ExportError):
 
 
 class LoweringError(ExportError):
-    """A vendor converter failed on one component; its log is in the message or beside the output."""
+    """A vendor converter failed on one component; the end of its log is in the message."""
 
     exit_code = 70

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from mobile_o_export.checkpoint import Checkpoint
     from mobile_o_export.targets import Target
 
-GOLDEN_ROOM_BYTES = 64 * 2**20
+GOLDEN_ROOM_BYTES = 256 * 2**20
 WORKING_COPIES = 2.5
 """Room for the files beside the parts they are merged from, over their estimated size."""
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from mobile_o_export.errors import ConfigError
-
 
 class Precision(StrEnum):
     """What weights are stored as and what the arithmetic runs in.
@@ -22,16 +20,3 @@ class Precision(StrEnum):
     def weight_bits(self) -> int:
         """Bits a stored weight takes."""
         return 32 if self is Precision.FP32 else 16
-
-
-def parse(name: str) -> Precision:
-    """The precision called ``name``.
-
-    Raises:
-        ConfigError: there is none; the message lists those there are.
-    """
-    try:
-        return Precision(name)
-    except ValueError as error:
-        known = ", ".join(Precision)
-        raise ConfigError(f"precision {name!r} is unknown; use one of {known}") from error

@@ -57,13 +57,15 @@ class ComponentPlan(Strict):
     """
 
     precision: Precision | None = None
-    skip: str | None = None
+    skip: str | None = Field(default=None, min_length=1)
     gate: Gate | None = None
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
         if (self.precision is None) == (self.skip is None):
             raise ValueError('give a precision, or skip = "the reason"')
+        if self.gate is not None and self.precision is None:
+            raise ValueError("a component that is skipped has no gate")
         if self.gate is not None and self.precision is not None:
             own = shipped_gates().of(self.precision)
             looser = self.gate.snr_db < own.snr_db or own.tokens_identical > self.gate.tokens_identical

@@ -9,6 +9,7 @@ Shape letters, used in every docstring of the package:
     L  layers of the LLM          H  key/value heads      E  width of one head
     N  image tokens               R  input resolution of the vision encoder, pixels
     C  latent channels            Y, X  latent height and width
+    O  side of the decoded image, pixels
     F  width of the conditioning (the DiT's caption channels)
 """
 
@@ -32,7 +33,7 @@ class DType(StrEnum):
 
 
 class Role(StrEnum):
-    """What a tensor means; gates may differ by role."""
+    """What a tensor means: who makes it, and what a gate asks of it beyond distance."""
 
     IMAGE = "image"
     TOKENS = "tokens"
@@ -43,11 +44,11 @@ class Role(StrEnum):
     LATENT = "latent"
     TIMESTEP = "timestep"
     MASK = "mask"
-    """1 where a position is real, 0 where it is padding; made by the runner."""
+    """1 where a position is real, 0 where it is padding; made by the session."""
     LENGTH = "length"
-    """How many positions are real; made by the runner."""
+    """How many positions are real; made by the session."""
     POSITION = "position"
-    """Index in the sequence of each position of this call; made by the runner."""
+    """Index in the sequence of each position of this call; made by the session."""
     CACHE = "cache"
 
 

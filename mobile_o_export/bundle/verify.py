@@ -17,6 +17,7 @@ from mobile_o_export.bundle.manifest import (
     damage,
     read_manifest,
 )
+from mobile_o_export.components.base import Continuity, FunctionSpec, GraphSpec
 from mobile_o_export.errors import ExportError, GoldenError, MissingToolError, UsageError
 from mobile_o_export.golden import Case, Golden
 from mobile_o_export.parity.judge import Judge, Row, Status, verdict
@@ -29,6 +30,7 @@ from mobile_o_export.tensors import TensorSpec
 GOLDEN_FOLDER = "golden"
 NO_RUNTIME = "none"
 IDLE_GRAPH = "no golden case runs this graph; record a golden on a prompt of its length (--prompts)"
+UNCOMPARED = "no golden case compares this output on this graph; record one of its length (--prompts)"
 FILES = "files"
 """What rows about a damaged bundle have for a component; their target is ``bundle``."""
 
@@ -124,19 +126,38 @@ def verify_component(
         judge = Judge(target, component, executor.runtime, entry.gate)
         session = Session(manifest.functions[component], [graph.spec for graph in entry.graphs], executor)
         longest = manifest.targets[target].sequence.longest
-        rows = list(
+        found = list(
             replay(session, golden, component, longest, judge, lambda case: progress(target, component, case))
         )
-        idle = {graph.spec.name for graph in entry.graphs} - session.graphs_run
-        rows += [judge.row(name, "", "", Status.FAILED, IDLE_GRAPH) for name in sorted(idle)]
-        compared = {(row.function, row.output) for row in rows}
-        rows += [
-            judge.row(function.name, "", output.name, Status.FAILED, "no golden case compares this output")
-            for function in manifest.functions[component]
-            for output in function.outputs
-            if (function.name, output.name) not in compared
-        ]
+        rows = [row for _, row in found]
+        compared = {(graph, row.function, row.output) for graph, row in found}
+        functions = manifest.functions[component]
+        for graph in entry.graphs:
+            name = graph.spec.name
+            if name not in session.graphs_run:
+                rows.append(judge.row(name, "", "", Status.FAILED, IDLE_GRAPH))
+                continue
+            rows += [
+                judge.row(function, f"@{name}", output, Status.FAILED, UNCOMPARED)
+                for function, output in _owed(graph.spec, functions)
+                if (name, function, output) not in compared
+            ]
     return rows
+
+
+def _owed(graph: GraphSpec, functions: Sequence[FunctionSpec]) -> Iterator[tuple[str, str]]:
+    """The (function, output) pairs that have to be compared in cases that begin on ``graph``.
+
+    A graph that starts a sequence is judged by what continues it too: nothing else reads its KV cache.
+    """
+    starts = False
+    for function in functions:
+        if function.name in graph.functions and function.continuity is not Continuity.CONTINUES:
+            starts |= function.continuity is Continuity.STARTS
+            yield from ((function.name, output.name) for output in function.outputs)
+    for function in functions:
+        if starts and function.continuity is Continuity.CONTINUES:
+            yield from ((function.name, output.name) for output in function.outputs)
 
 
 def replay(
@@ -146,10 +167,10 @@ def replay(
     longest: int,
     judge: Judge,
     progress: Callable[[str], None],
-) -> Iterator[Row]:
-    """Each case of ``component``, on every graph that its first call fits.
+) -> Iterator[tuple[str, Row]]:
+    """Each case of ``component``, on every graph that its first call fits: the graph's name and the verdicts.
 
-    A prompt beyond ``longest``, the target's declared limit, is no case of this target: a session refuses it.
+    A prompt beyond ``longest``, the target's own limit, is no case of this target: a session refuses it.
     """
     specs = {
         function.name: {spec.name: spec for spec in function.outputs}
@@ -163,10 +184,11 @@ def replay(
         if length is not None and length > longest:
             continue
         if not graphs:
-            yield judge.row(first.function, case.name, "", Status.FAILED, "no graph takes this length")
+            yield "", judge.row(first.function, case.name, "", Status.FAILED, "no graph takes this length")
         for graph in graphs:
             progress(f"{case.name} on {graph.name}")
-            yield from _replay_case(session, case, graph.name, golden, specs, judge)
+            for row in _replay_case(session, case, graph.name, golden, specs, judge):
+                yield graph.name, row
 
 
 def _replay_case(

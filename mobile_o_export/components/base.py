@@ -2,7 +2,7 @@
 
 A *function* is what a caller sees, with unpadded tensors: ``project(hidden_states) → conditioning``. A
 *graph* is what a file holds: one function at one bucket length, or at dynamic lengths, with the masks,
-lengths and caches that it needs to keep the function's promise. ``runner.Session`` turns calls of the
+lengths and caches that it needs to keep the function's promise. ``session.Session`` turns calls of the
 first into calls of the second by roles and layout letters alone, so that no backend knows a component.
 """
 

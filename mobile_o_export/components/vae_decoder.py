@@ -27,7 +27,7 @@ def decode(checkpoint: Checkpoint) -> FunctionSpec:
         "image",
         (1, 3, s.decoded, s.decoded),
         DType.FLOAT32,
-        "B 3 R R",
+        "B 3 O O",
         Role.IMAGE,
         None,
         "RGB, nominally -1..1 and not clipped; (image + 1) / 2 is the picture",

@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     from mobile_o_export.checkpoint import Checkpoint
     from mobile_o_export.pipelines.runner import Runner
 
-Progress = Callable[[str], None]
+Say = Callable[[str], None]
+"""Takes a short phrase of what is happening now."""
+
+CONTINUED_TOKENS = 3
+"""After each drawing prompt: one from the prompt's logits and two that read its KV cache."""
+
 Call = tuple[str, Mapping[str, Array], Mapping[str, Array]]
 
 
@@ -50,10 +55,10 @@ class CallLog:
 class GoldenRecording:
     """Records every request of a set over one checkpoint."""
 
-    def __init__(self, checkpoint: Checkpoint, images: Path, progress: Progress) -> None:
+    def __init__(self, checkpoint: Checkpoint, images: Path, say: Say) -> None:
         self._checkpoint = checkpoint
         self._images = images
-        self._progress = progress
+        self._progress = say
         self._runners = TorchRunners(checkpoint)
         self._tokenizer = Tokenizer(checkpoint.path)
         self._recorder = Recorder()
@@ -119,12 +124,14 @@ class GoldenRecording:
         """Text-to-image or editing: the prompt, both projections, the DiT's first, middle and last step."""
         self._progress(f"{name}: prompt")
         with self._runners.open("llm") as runner:
-            llm = CallLog(runner, {"embed", "prefill"})
-            embeds = tasks.embed_prompt(llm, self._tokenizer, text, features)
-            hidden = llm.run("prefill", {"inputs_embeds": embeds})["hidden_states"]
-        *embed_calls, prefill = llm.calls
-        self._add_embeds(name, embed_calls)
-        self._recorder.add("llm", f"{name}-prompt", [prefill])
+            embeds = CallLog(runner, {"embed"})
+            prompt = tasks.embed_prompt(embeds, self._tokenizer, text, features)
+            self._add_embeds(name, embeds.calls)
+            # Drawing needs the prompt alone; tokens after it show that its KV cache is right as well.
+            sequence = CallLog(runner, {"prefill", "decode"})
+            list(tasks.greedy_tokens(sequence, prompt, CONTINUED_TOKENS))
+        self._recorder.add("llm", f"{name}-prompt", sequence.calls)
+        hidden = sequence.calls[0][2]["hidden_states"]
 
         with self._runners.open("mcp") as runner:
             mcp = CallLog(runner, {"project"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mobile_o_export.bundle.manifest import read_manifest
+from mobile_o_export.bundle.manifest import damage, read_manifest
 from mobile_o_export.targets import load_target
 
 TARGET = "tensorrt-orin"
@@ -87,6 +88,7 @@ class Config:
     def add_optimization_profile(self, profile):
         assert isinstance(profile, Profile)
         record("profile")
+        return -1 if FAIL == "profile" else 0
 class Builder:
     def __init__(self, logger): pass
     def create_network(self, flags):
@@ -174,6 +176,24 @@ def test_a_file_that_cannot_be_built_is_named_and_the_others_are_built(
     assert ("no such operator" in result.stderr) == (fail == "denoise.onnx")
     built = [path for path in (tmp_path / "engines").rglob("*") if path.is_file()]
     assert len(built) == len(profiles) - len(failed)
+
+
+def test_a_refused_profile_is_no_engine(build: Any, tmp_path: Path) -> None:
+    """Without it, the profiles after it would have other numbers than profiles.json says."""
+    result, _ = build("--out", str(tmp_path / "engines"), "mcp/project.onnx", fail="profile")
+    assert result.returncode == 1
+    assert "TensorRT refused the profile of project" in result.stderr
+    assert not list((tmp_path / "engines").rglob("*.engine"))
+
+
+def test_engines_go_beside_the_bundle_by_default(build: Any, bundle: Path) -> None:
+    """Inside it, verify would find files that nobody exported."""
+    engines = bundle.with_name(f"{bundle.name}-engines")
+    result, _ = build("mcp/project.onnx")
+    assert result.returncode == 0
+    assert (engines / "mcp" / "project.engine").is_file()
+    assert damage(bundle, read_manifest(bundle)) == []
+    shutil.rmtree(engines)
 
 
 def test_an_unknown_file_is_refused_with_those_there_are(build: Any) -> None:

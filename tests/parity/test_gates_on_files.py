@@ -341,7 +341,25 @@ def test_an_output_that_is_computed_and_never_compared_fails(copy: Path) -> None
     edit_golden(copy, forget_hidden_states)
     (failed,) = (row for row in verify(copy, "tensorrt-orin", "llm") if row.status is not Status.PASSED)
     assert (failed.function, failed.output) == ("decode", "hidden_states")
-    assert failed.reason == "no golden case compares this output"
+    assert failed.reason.startswith("no golden case compares this output on this graph")
+
+
+def test_a_prefill_that_no_decode_follows_fails(copy: Path) -> None:
+    """Nothing else reads the KV cache that it writes, however good its logits are."""
+
+    def only_long_prompts_go_on(index: dict[str, Any]) -> None:
+        for case in index["components"]["llm"]["cases"]:
+            first = case["steps"][0]
+            if first["function"] == "prefill":
+                length = index["tensors"][first["inputs"]["inputs_embeds"]]["shape"][1]
+                case["steps"] = case["steps"] if length > 64 else case["steps"][:1]
+
+    edit_golden(copy, only_long_prompts_go_on)
+    failed = [row for row in verify(copy, "litert-cpu", "llm") if row.status is not Status.PASSED]
+    assert {(row.function, row.case, row.output) for row in failed} == {
+        ("decode", "@prefill_64", "logits"),
+        ("decode", "@prefill_64", "hidden_states"),
+    }
 
 
 def test_a_golden_of_another_checkpoint_fails_the_bundle(copy: Path) -> None:

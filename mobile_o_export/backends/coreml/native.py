@@ -13,6 +13,8 @@ from mobile_o_export.errors import MissingToolError
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.quiet import captured
 
+OLDEST_MACOS = 15
+
 
 class CoreMLExecutor:
     """Functions of one package, each loaded when it is first called, sharing one state."""
@@ -22,7 +24,13 @@ class CoreMLExecutor:
             raise MissingToolError(
                 f"{component}: .mlpackage folders need coremltools; pip install coremltools"
             )
-        self.runtime = f"Core ML, macOS {platform.mac_ver()[0]}"
+        release = platform.mac_ver()[0]
+        if int(release.split(".")[0] or 0) < OLDEST_MACOS:
+            raise MissingToolError(
+                f"{component}: Core ML runs packages for iOS 18 on macOS {OLDEST_MACOS} and later, and this "
+                f"is {release or 'no Mac'}"
+            )
+        self.runtime = f"Core ML, macOS {release}, all compute units"
         self._package = package
         self._entries = entries
         self._component = component
@@ -37,9 +45,10 @@ class CoreMLExecutor:
             if graph not in self._models:
                 # A package of one function is loaded without naming it.
                 name = self._entries[graph] if len(self._entries) > 1 else None
-                self._models[graph] = ct.models.MLModel(str(self._package), function_name=name)
-            model = self._models[graph]
-            if not model.get_spec().description.state and not _has_state(model, self._entries[graph]):
+                model = ct.models.MLModel(str(self._package), function_name=name)
+                self._models[graph] = model, _has_state(model, self._entries[graph])
+            model, stateful = self._models[graph]
+            if not stateful:
                 return dict(model.predict(dict(inputs)))
             if self._state is None:
                 self._state = model.make_state()
@@ -60,5 +69,8 @@ class CoreMLExecutor:
 
 
 def _has_state(model: Any, function: str) -> bool:
-    """Whether ``function`` of a multifunction package has states."""
-    return any(found.name == function and found.state for found in model.get_spec().description.functions)
+    """Whether ``function`` has states; a package of one function declares them at top level."""
+    description = model.get_spec().description
+    return bool(description.state) or any(
+        found.name == function and found.state for found in description.functions
+    )

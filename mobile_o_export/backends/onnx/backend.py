@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mobile_o_export.backends import versions
 from mobile_o_export.backends.base import Artifact, GraphFile, LowerRequest, Probe, Progress
@@ -38,6 +38,12 @@ class OnnxOptions(Strict):
     ir_version: int = Field(default=10, ge=8, le=13)
     operators: Literal["tensorrt", "any"] = "any"
 
+    @model_validator(mode="after")
+    def _parsable(self) -> Self:
+        if self.operators == "tensorrt" and self.opset > 20:
+            raise ValueError(f"opset {self.opset}: TensorRT 10.3 parses up to 20")
+        return self
+
 
 class OnnxBackend:
     """.onnx files with external data."""
@@ -54,7 +60,7 @@ class OnnxBackend:
         return check(dict(request.options), OnnxOptions, f"target {request.target} [options]", ConfigError)
 
     def graph_options(self, request: LowerRequest) -> GraphOptions:
-        """Dynamic axes, or buckets; the cache in Hugging Face's convention."""
+        """Dynamic axes; the cache in Hugging Face's convention."""
         self.options(request)
         if request.sequence.lengths:
             raise ConfigError(

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Builds TensorRT engines from the ONNX files beside this script; run it on the Jetson itself.
 
-    python3 build_engines.py [--out engines] [--workspace-mib 2048] [FILE.onnx ...]
+    python3 build_engines.py [--out DIR] [--workspace-mib 2048] [FILE.onnx ...]
 
 It needs only JetPack's own tensorrt package (10.3 or later, also 11). Engines are tied to this TensorRT
 version and GPU: build them on the device that runs them. Each function of a graph is an optimisation
@@ -33,7 +33,9 @@ def build(trt, source, profiles, engine, workspace_bytes):
         profile = builder.create_optimization_profile()
         for name, shape in entry["shapes"].items():
             profile.set_shape(name, shape["min"], shape["opt"], shape["max"])
-        config.add_optimization_profile(profile)
+        if config.add_optimization_profile(profile) < 0:
+            print(f"{source}: TensorRT refused the profile of {entry['function']}", file=sys.stderr)
+            return False
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         print(f"{source}: TensorRT could not build an engine; see its messages above", file=sys.stderr)
@@ -48,11 +50,15 @@ def build(trt, source, profiles, engine, workspace_bytes):
 def main():
     """Builds every engine, or those named; exits with 1 if one failed, 3 without TensorRT."""
     here = Path(__file__).resolve().parent
+    # Not in the bundle: verify would find files that nobody exported.
+    outside = here.parent.with_name(f"{here.parent.name}-engines")
     parser = argparse.ArgumentParser(
         description="Builds TensorRT engines from the ONNX files beside this script."
     )
     parser.add_argument("files", nargs="*", help="as in profiles.json, e.g. dit/denoise.onnx; all by default")
-    parser.add_argument("--out", type=Path, default=here / "engines", help="folder of the engines")
+    parser.add_argument(
+        "--out", type=Path, default=outside, help=f"folder of the engines (default: {outside})"
+    )
     parser.add_argument("--workspace-mib", type=int, default=2048, help="memory that building may use")
     arguments = parser.parse_args()
     try:
