@@ -100,7 +100,7 @@ def test_a_disk_that_is_too_small(
         "export": [reference_folder, *PART, "--golden", golden, "--out", out],
     }[command]
     cli(*command.split(), *arguments).refused(
-        f"{out}: needs 0.0", "and its disk has 0.00 GB free. Free some space or choose another disk."
+        f"{out}: needs 0.", "and its disk has 0.00 GB free. Free some space or choose another disk."
     )
     assert names(here) == []
 

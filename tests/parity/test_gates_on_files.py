@@ -327,7 +327,7 @@ def test_a_graph_that_no_case_runs_fails(copy: Path) -> None:
 def test_a_component_without_a_case_fails(copy: Path) -> None:
     edit_golden(copy, lambda index: index["components"]["mcp"].update(cases=[]))
     rows = verify(copy, "litert-cpu", "mcp")
-    assert {row.function for row in rows} == {"project_64", "project_384", "project"}
+    assert {row.function for row in rows} == {"project_64", "project_384"}
     assert {row.status for row in rows} == {Status.FAILED}
 
 
