@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+Say = Callable[[str], None]
+"""Takes a short phrase of what is happening now."""
+
 Progress = Callable[[str, str, str], None]
 """Takes target, component and what is happening now; a :class:`Done` where something is finished."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from mobile_o_export.components.base import Component, GraphOptions, GraphSpec
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.precision import Precision
+from mobile_o_export.progress import Say
 
 if TYPE_CHECKING:
     from mobile_o_export.checkpoint import Checkpoint
     from mobile_o_export.targets import Sequence
-
-Progress = Callable[[str], None]
-"""Takes a short phrase of what is happening now."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +110,7 @@ class Backend(Protocol):
         """Why ``request`` cannot be carried out, or an empty string; before any work."""
         ...
 
-    def lower(
-        self, request: LowerRequest, checkpoint: Checkpoint, folder: Path, progress: Progress
-    ) -> Artifact:
+    def lower(self, request: LowerRequest, checkpoint: Checkpoint, folder: Path, progress: Say) -> Artifact:
         """Writes the component into the empty ``folder``."""
         ...
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,14 +16,12 @@ from mobile_o_export.parity.metrics import Array
 from mobile_o_export.pipelines import prompts, tasks
 from mobile_o_export.pipelines.preprocessing import load_picture, pixel_values
 from mobile_o_export.pipelines.tokenizer import Tokenizer
+from mobile_o_export.progress import Say
 from mobile_o_export.reference import TorchRunners
 
 if TYPE_CHECKING:
     from mobile_o_export.checkpoint import Checkpoint
     from mobile_o_export.pipelines.runner import Runner
-
-Say = Callable[[str], None]
-"""Takes a short phrase of what is happening now."""
 
 CONTINUED_TOKENS = 3
 """After each drawing prompt: one from the prompt's logits and two that read its KV cache."""

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from mobile_o_export.backends import versions
-from mobile_o_export.backends.base import Artifact, Executor, GraphFile, LowerRequest, Probe, Progress
+from mobile_o_export.backends.base import Artifact, Executor, GraphFile, LowerRequest, Probe
 from mobile_o_export.components.base import CacheStyle, GraphOptions
 from mobile_o_export.errors import ConfigError
 from mobile_o_export.precision import Precision
+from mobile_o_export.progress import Say
 from mobile_o_export.quiet import captured
 from mobile_o_export.strict import Strict, check
 from mobile_o_export.tensors import DType
@@ -77,9 +78,7 @@ class CoreMLBackend:
         del request, checkpoint
         return ""
 
-    def lower(
-        self, request: LowerRequest, checkpoint: Checkpoint, folder: Path, progress: Progress
-    ) -> Artifact:
+    def lower(self, request: LowerRequest, checkpoint: Checkpoint, folder: Path, progress: Say) -> Artifact:
         """Writes ``<component>.mlpackage``, a multifunction package where there are several graphs."""
         from mobile_o_export.backends.coreml import convert
         from mobile_o_export.backends.coreml.rewrites import spell_out_tanh_gelu

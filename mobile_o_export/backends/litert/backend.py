@@ -8,11 +8,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from mobile_o_export.backends import versions
-from mobile_o_export.backends.base import Artifact, GraphFile, LowerRequest, Probe, Progress
+from mobile_o_export.backends.base import Artifact, GraphFile, LowerRequest, Probe
 from mobile_o_export.components.base import CacheStyle, GraphOptions
 from mobile_o_export.errors import ConfigError, MissingToolError
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.precision import Precision
+from mobile_o_export.progress import Say
 from mobile_o_export.quiet import captured
 from mobile_o_export.strict import Strict, check
 from mobile_o_export.tensors import DType
@@ -64,9 +65,7 @@ class LiteRTBackend:
             return f"{size / 2**30:.1f} GiB of weights exceed the 2 GiB that a .tflite can hold{hint}"
         return ""
 
-    def lower(
-        self, request: LowerRequest, checkpoint: Checkpoint, folder: Path, progress: Progress
-    ) -> Artifact:
+    def lower(self, request: LowerRequest, checkpoint: Checkpoint, folder: Path, progress: Say) -> Artifact:
         """Writes ``<component>.tflite``."""
         from mobile_o_export.backends.litert.convert import convert, store_weights_as_fp16
 

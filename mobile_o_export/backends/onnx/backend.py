@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from mobile_o_export.backends import versions
-from mobile_o_export.backends.base import Artifact, GraphFile, LowerRequest, Probe, Progress
+from mobile_o_export.backends.base import Artifact, GraphFile, LowerRequest, Probe
 from mobile_o_export.components.base import CacheStyle, GraphOptions
 from mobile_o_export.errors import ConfigError, LoweringError, MissingToolError
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.precision import Precision
+from mobile_o_export.progress import Say
 from mobile_o_export.quiet import captured
 from mobile_o_export.strict import Strict, check
 from mobile_o_export.tensors import DType
@@ -81,9 +82,7 @@ class OnnxBackend:
         del request, checkpoint
         return ""
 
-    def lower(
-        self, request: LowerRequest, checkpoint: Checkpoint, folder: Path, progress: Progress
-    ) -> Artifact:
+    def lower(self, request: LowerRequest, checkpoint: Checkpoint, folder: Path, progress: Say) -> Artifact:
         """Writes ``<graph>.onnx`` and its weights in ``<graph>.onnx.data`` for each graph."""
         from mobile_o_export.backends.onnx import tensorrt
         from mobile_o_export.backends.onnx.convert import convert
