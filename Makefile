@@ -1,6 +1,7 @@
 # make setup   the environment, in .venv
 # make demo    a small checkpoint to a verified bundle on three platforms
 # make test    the whole test suite
+# make readers TensorFlow and optimum, in an environment of their own, read the demo's bundle
 # make check   lint, format and types
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,9 @@ BIN := $(VENV)/bin
 DEMO := demo
 TARGETS := --target coreml-ane --target litert-cpu --target tensorrt-orin
 
-.PHONY: setup demo test check format clean
+READERS := .venv-readers
+
+.PHONY: setup demo test readers check format clean
 
 setup: $(VENV)/.ready
 
@@ -40,6 +43,18 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
+# optimum needs a transformers before 5, TensorFlow its own protobuf: neither can live with the converters.
+$(READERS)/.ready: tests/readers/requirements.txt
+	@test -x $(READERS)/bin/python || $(PYTHON) -m venv $(READERS)
+	@echo "installing TensorFlow and optimum (a few minutes the first time) …"
+	@$(READERS)/bin/python -m pip install -qq --disable-pip-version-check -r tests/readers/requirements.txt
+	@touch $@
+
+readers: $(READERS)/.ready
+	@test -f $(DEMO)/bundle/manifest.json || $(MAKE) demo
+	$(READERS)/bin/python tests/readers/with_tensorflow.py $(DEMO)/bundle
+	$(READERS)/bin/python tests/readers/with_optimum.py $(DEMO)/bundle
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -50,4 +65,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(DEMO) build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(READERS) $(DEMO) build dist .mypy_cache .ruff_cache .pytest_cache

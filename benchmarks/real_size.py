@@ -26,6 +26,7 @@ from mobile_o_export.checkpoint import Checkpoint
 from mobile_o_export.checkpoint.initialise import init_checkpoint
 from mobile_o_export.cli.console import megabytes, table
 from mobile_o_export.export import export_bundle, record_golden
+from mobile_o_export.parity.chain import CHAIN
 from mobile_o_export.plan import BASE_MEMORY_BYTES
 from mobile_o_export.targets import load_targets, target_names
 
@@ -58,7 +59,22 @@ def export(checkpoint: Path, golden: Path, target: str, out: Path, result: Path)
         for component in {row.component for row in found.rows}
     }
     costs = [{**asdict(cost), "worst_snr_db": worst[cost.component]} for cost in found.costs]
-    result.write_text(json.dumps(costs))
+    content = {"costs": costs, "chain_seconds": found.chain_seconds[target], "chains": chains(found.rows)}
+    result.write_text(json.dumps(content))
+
+
+def chains(rows) -> list[str]:
+    """A line a chain: how its latents drift, and what comes out."""
+    lines = []
+    for task, case in dict.fromkeys((row.function, row.case) for row in rows if row.component == CHAIN):
+        own = [row for row in rows if (row.function, row.case) == (task, case)]
+        drift = [f"{row.snr_db:.0f}" for row in own if row.step is not None]
+        images = [f"PSNR {row.psnr_db:.1f} dB, SSIM {row.ssim:.4f}" for row in own if row.psnr_db is not None]
+        tokens = [
+            f"{row.identical_tokens} tokens the same" for row in own if row.identical_tokens is not None
+        ]
+        lines.append(" ".join([f"{task} {case}:", *drift, *images, *tokens]))
+    return lines
 
 
 def run(function, *arguments) -> None:
@@ -97,7 +113,8 @@ def main() -> None:
             say("exporting", target)
             result = work / f"{target}.json"
             run(export, checkpoint, golden, target, work / f"bundle-{target}", result)
-            costs = json.loads(result.read_text())
+            content = json.loads(result.read_text())
+            costs = content["costs"]
             fp32_bytes = {name: 4 * count for name, count in parameters.items()}
             rows = [
                 [
@@ -133,6 +150,7 @@ def main() -> None:
                 "worst dB",
             ]
             print(f"\n{target}\n{table(header, [*rows, total], right=range(1, 8))}", flush=True)
+            print(f"whole chains: {content['chain_seconds']:.0f} s", *content["chains"], sep="\n  ")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,10 @@ class UsageError(ExportError):
     """A command-line value or combination of values that cannot be carried out."""
 
 
+class PromptTooLongError(UsageError):
+    """A prompt of more tokens than a target takes."""
+
+
 class ConfigError(ExportError):
     """A target file, recipe or configuration that breaks its own rules."""
 

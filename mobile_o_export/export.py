@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,9 @@ from mobile_o_export.atomic import staged_folder
 from mobile_o_export.backends import versions
 from mobile_o_export.backends.registry import backend
 from mobile_o_export.bundle import configs
+from mobile_o_export.bundle.chains import verify_chains
 from mobile_o_export.bundle.manifest import (
+    GOLDEN_FOLDER,
     MANIFEST_DIGEST,
     MANIFEST_SCHEMA,
     PARITY_REPORT,
@@ -27,12 +29,14 @@ from mobile_o_export.bundle.manifest import (
     json_schema,
     write_manifest,
 )
-from mobile_o_export.bundle.verify import GOLDEN_FOLDER, finished, verify_component
+from mobile_o_export.bundle.verify import finished, verify_component
 from mobile_o_export.components.registry import component
 from mobile_o_export.errors import GateError, MissingToolError, UnsupportedError, UsageError
 from mobile_o_export.golden import Golden
 from mobile_o_export.golden.record import GoldenRecording
 from mobile_o_export.golden.requests import load_requests
+from mobile_o_export.parity.chain import CHAIN
+from mobile_o_export.parity.gates import ChainGate, shipped_gates
 from mobile_o_export.parity.judge import Row, Status, verdict
 from mobile_o_export.parity.report import report_json
 from mobile_o_export.plan import PlanItem, plan
@@ -62,11 +66,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """A finished export: where the bundle lies, the verdicts, the costs."""
+    """A finished export: where the bundle lies, the verdicts, the costs; what each target's chains took."""
 
     bundle: Path
     rows: tuple[Row, ...]
     costs: tuple[Cost, ...]
+    chain_seconds: Mapping[str, float]
 
 
 def export_bundle(
@@ -109,7 +114,7 @@ def export_bundle(
             shutil.rmtree(failed, ignore_errors=True)
             folder.rename(failed)
             raise ParityError(failed, result.rows)
-    return ExportResult(out, result.rows, result.costs)
+    return replace(result, bundle=out)
 
 
 class ParityError(GateError):
@@ -208,9 +213,18 @@ def _export_into(
                 size_bytes=entries[target_name][name].size_bytes,
             )
         )
+    chain_seconds = {}
+    for target in targets:
+        started = time.monotonic()
+        chained = verify_chains(folder, manifest, golden, target.name, progress)
+        memory.release()
+        chain_seconds[target.name] = time.monotonic() - started
+        if chained:
+            progress(target.name, CHAIN, finished(chained))
+        rows += chained
     (folder / PARITY_REPORT).write_text(json.dumps(report_json(rows), indent=1) + "\n")
     write_manifest(folder, manifest.model_copy(update={"files": file_entries(folder)}))
-    return ExportResult(folder, tuple(rows), tuple(costs))
+    return ExportResult(folder, tuple(rows), tuple(costs), chain_seconds)
 
 
 def _lower(
@@ -232,6 +246,12 @@ def _lower(
     )
 
 
+def _chain_gate(entries: Iterable[ComponentEntry]) -> ChainGate | None:
+    """What chains over these components must reach."""
+    precisions = [entry.precision for entry in entries if entry.precision is not None]
+    return shipped_gates().of_chain(precisions) if precisions else None
+
+
 def _manifest(
     checkpoint: Checkpoint,
     targets: Sequence[Target],
@@ -243,7 +263,7 @@ def _manifest(
         tools |= backend(target.backend).probe().versions.keys()
     exported = dict.fromkeys(name for components in entries.values() for name in components)
     return Manifest(
-        schema_version=1,
+        schema_version=2,
         bundle_version=bundle_version,
         made_with=versions.installed(sorted(tools)),
         checkpoint=CheckpointEntry(
@@ -259,6 +279,7 @@ def _manifest(
                 sequence=target.sequence,
                 options=target.options,
                 components=entries[target.name],
+                chain_gate=_chain_gate(entries[target.name].values()),
             )
             for target in targets
         },

@@ -7,6 +7,11 @@ from collections.abc import Callable
 Say = Callable[[str], None]
 """Takes a short phrase of what is happening now."""
 
+
+def silent(_phrase: str) -> None:
+    """Says nothing."""
+
+
 Progress = Callable[[str, str, str], None]
 """Takes target, component and what is happening now; a :class:`Done` where something is finished."""
 

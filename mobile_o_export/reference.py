@@ -1,17 +1,33 @@
-"""PyTorch as a runner: the truth that goldens record, behind the interface that files are run by."""
+"""PyTorch behind the interface that files are run by: the truth that goldens record."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mobile_o_export.components.registry import component
+from mobile_o_export.components.sizes import sizes
 from mobile_o_export.parity.metrics import Array
+from mobile_o_export.pipelines.pipeline import Pipeline
+from mobile_o_export.pipelines.prompts import STOPS, Templates
+from mobile_o_export.pipelines.runner import Limits, Runners
+from mobile_o_export.pipelines.settings import PipelineNumbers, Preprocessing, SchedulerNumbers, Settings
+from mobile_o_export.pipelines.tokenizer import Tokenizer
+from mobile_o_export.pipelines.workbench import Workbench
+from mobile_o_export.progress import Say, silent
+from mobile_o_export.quiet import quiet_vendor
 
 if TYPE_CHECKING:
     from mobile_o_export.checkpoint import Checkpoint
     from mobile_o_export.components.base import ReferenceCalls
+
+
+DEFAULT_CONTEXT = 32768
+"""Qwen2's own, where ``config.json`` is silent."""
 
 
 class TorchRunner:
@@ -19,12 +35,16 @@ class TorchRunner:
 
     def __init__(self, calls: ReferenceCalls) -> None:
         self._calls: ReferenceCalls | None = calls
+        self.runtime = f"PyTorch {version('torch')}, fp32"
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, name: str) -> TorchRunner:
         """The component ``name`` of ``checkpoint``."""
         found = component(name)
-        return cls(found.reference(found.load(checkpoint), checkpoint))
+        # transformers and diffusers warn about packages of others while they are imported.
+        with quiet_vendor():
+            module = found.load(checkpoint)
+        return cls(found.reference(module, checkpoint))
 
     def run(self, function: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs of ``function`` by name."""
@@ -46,6 +66,11 @@ class TorchRunners:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
+        longest = checkpoint.config.language.get("max_position_embeddings", DEFAULT_CONTEXT)
+        self.limits = Limits("the model", longest, longest)
+
+    def require(self, names: Sequence[str]) -> None:
+        """Nothing: a checkpoint holds every component."""
 
     @contextmanager
     def open(self, name: str) -> Iterator[TorchRunner]:
@@ -56,3 +81,66 @@ class TorchRunners:
         finally:
             # Whoever still holds the runner must not hold the weights.
             runner.close()
+
+
+class DiffusersScheduler:
+    """diffusers' DPM-Solver++ with flow sigmas, from the checkpoint's scheduler configuration."""
+
+    def __init__(self, config: Mapping[str, Any], steps: int) -> None:
+        from diffusers import DPMSolverMultistepScheduler
+
+        with quiet_vendor():
+            self._scheduler: Any = DPMSolverMultistepScheduler.from_config(dict(config))
+            self._scheduler.set_timesteps(steps)
+        self.timesteps: Array = self._scheduler.timesteps.numpy().astype(np.float32)
+        self.sigmas: Array = self._scheduler.sigmas.numpy()
+
+    def step(self, velocity: Array, index: int, latent: Array) -> Array:
+        """The latent after step ``index``, in fp32."""
+        import torch
+
+        after = self._scheduler.step(
+            torch.from_numpy(velocity), self._scheduler.timesteps[index], torch.from_numpy(latent)
+        ).prev_sample
+        out: Array = after.numpy()
+        return out
+
+
+def settings(checkpoint: Checkpoint, tokenizer: Tokenizer) -> Settings:
+    """What an app needs to know of ``checkpoint`` beside its graphs.
+
+    Raises:
+        ConfigError: its scheduler cannot be written as numbers.
+    """
+    model, s = checkpoint.config, sizes(checkpoint)
+    return Settings(
+        numbers=PipelineNumbers(
+            vae_scaling_factor=model.diffusion.vae["scaling_factor"],
+            latent_shape=(1, s.latent_channels, s.latent, s.latent),
+            image_tokens=s.image_tokens,
+            conditioning_layers=s.conditioning_layers,
+            stop_token_ids=tuple(_stops(model.language.get("eos_token_id"), tokenizer)),
+            pad_token_id=model.language.get("pad_token_id"),
+        ),
+        preprocessing=Preprocessing(image_size=s.image, square_first=model.image_aspect_ratio == "pad"),
+        templates=Templates(),
+        scheduler=SchedulerNumbers.of(model.diffusion.scheduler),
+    )
+
+
+def _stops(configured: int | list[int] | None, tokenizer: Tokenizer) -> Iterable[int]:
+    """The ids that end an answer: the configuration's, and Qwen's where the vocabulary has them."""
+    ids = [configured] if isinstance(configured, int) else configured or []
+    found = {*ids, *(tokenizer.id_of(token) for token in STOPS)}
+    return sorted(token for token in found if token is not None)
+
+
+def torch_pipeline(
+    checkpoint: Checkpoint, runners: Runners | None = None, *, keep: bool = True, say: Say = silent
+) -> Pipeline:
+    """The tasks in PyTorch, with diffusers' scheduler; over ``runners``, by default ``TorchRunners``."""
+    tokenizer = Tokenizer(checkpoint.path)
+    bench = Workbench(
+        runners or TorchRunners(checkpoint), tokenizer, settings(checkpoint, tokenizer), keep=keep, say=say
+    )
+    return Pipeline(bench, lambda steps: DiffusersScheduler(checkpoint.config.diffusion.scheduler, steps))

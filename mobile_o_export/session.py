@@ -32,6 +32,7 @@ class Session:
         self._cache: dict[str, Array] = {}
         self._position = 0
         self.graphs_run: set[str] = set()
+        self.runtime = executor.runtime
 
     def graphs_for(self, function: str, length: int | None) -> tuple[GraphSpec, ...]:
         """The graphs that can run ``function`` over ``length`` positions, the smallest first."""

@@ -20,7 +20,7 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-StrictT = TypeVar("StrictT", bound=Strict)
+StrictT = TypeVar("StrictT", bound=BaseModel)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -15,8 +15,8 @@ from mobile_o_export.precision import Precision
 from mobile_o_export.resources import shipped
 from mobile_o_export.strict import Strict, nearest, read_toml
 
-RESERVED_NAMES = frozenset({"bundle", "config", "golden", "tokenizer"})
-"""Folders of a bundle beside its targets', and what reports call the bundle itself."""
+RESERVED_NAMES = frozenset({"bundle", "config", "golden", "tokenizer", "torch", "vectors"})
+"""Folders of a bundle beside its targets', and what commands call the bundle and PyTorch."""
 
 SEQUENCE_KEYS = "either lengths (buckets, for static shapes) or max_length (for dynamic ones)"
 

@@ -12,11 +12,13 @@ from safetensors.numpy import load_file
 from mobile_o_export.checkpoint import Checkpoint
 from mobile_o_export.components.registry import component
 from mobile_o_export.parity.metrics import Array
-from mobile_o_export.pipelines import prompts, tasks
-from mobile_o_export.pipelines.preprocessing import load_picture, pixel_values
+from mobile_o_export.pipelines import tasks
+from mobile_o_export.pipelines.preprocessing import load_picture, pixel_values, unit_image
+from mobile_o_export.pipelines.prompts import Task, Templates
 from mobile_o_export.pipelines.runner import Runner
+from mobile_o_export.pipelines.settings import DEFAULT_GUIDANCE
 from mobile_o_export.pipelines.tokenizer import Tokenizer
-from mobile_o_export.reference import TorchRunner
+from mobile_o_export.reference import DiffusersScheduler, TorchRunner, torch_pipeline
 
 TOLERANCE = 1e-4
 """Absolute, in fp32; issue 2 sets it."""
@@ -48,15 +50,17 @@ def assert_close(actual: Array, expected: Array) -> None:
 
 
 def test_prompt_gives_the_recorded_tokens(tokenizer: Tokenizer, recorded: dict[str, Array]) -> None:
-    assert tokenizer.encode(prompts.generation(PROMPT)).tolist() == recorded["t2i_input_ids"].tolist()
+    prompt = tasks.tokenize(tokenizer, Templates().fill(Task.GENERATE, PROMPT), 0)
+    assert prompt.before.tolist() == recorded["t2i_input_ids"].tolist()
 
 
 def test_question_gives_the_recorded_tokens_on_both_sides_of_the_image(
     tokenizer: Tokenizer, recorded: dict[str, Array]
 ) -> None:
-    before, _, after = prompts.understanding(QUESTION).partition(prompts.IMAGE_TOKEN)
-    assert tokenizer.encode(before)[0].tolist() == recorded["i2t_ids_before_image"].tolist()
-    assert tokenizer.encode(after)[0].tolist() == recorded["i2t_ids_after_image"].tolist()
+    prompt = tasks.tokenize(tokenizer, Templates().fill(Task.DESCRIBE, QUESTION), 1)
+    assert prompt.before[0].tolist() == recorded["i2t_ids_before_image"].tolist()
+    assert prompt.after is not None
+    assert prompt.after[0].tolist() == recorded["i2t_ids_after_image"].tolist()
 
 
 def test_image_becomes_the_recorded_pixels(
@@ -88,8 +92,9 @@ def test_vision_encoder_gives_the_recorded_image_features(
 
 @pytest.fixture(scope="module")
 def question_embeds(runners: dict[str, Runner], tokenizer: Tokenizer, recorded: dict[str, Array]) -> Array:
-    text = prompts.understanding(QUESTION)
-    return tasks.embed_prompt(runners["llm"], tokenizer, text, recorded["image_features"])
+    features = recorded["image_features"]
+    prompt = tasks.tokenize(tokenizer, Templates().fill(Task.DESCRIBE, QUESTION), features.shape[1])
+    return tasks.embed_prompt(runners["llm"], prompt, features, longest=prompt.length)
 
 
 def test_image_features_stand_in_for_the_image_token(
@@ -106,10 +111,14 @@ def test_question_gives_the_recorded_logits(
 
 
 def test_greedy_answer_is_the_recorded_one(
-    runners: dict[str, Runner], question_embeds: Array, recorded: dict[str, Array]
+    reference_checkpoint: Checkpoint, reference_folder: Path, recorded: dict[str, Array]
 ) -> None:
     expected = recorded["i2t_greedy_tokens_32"].tolist()
-    assert list(tasks.greedy_tokens(runners["llm"], question_embeds, len(expected))) == expected
+    with torch_pipeline(reference_checkpoint) as model:
+        answer = model.describe(
+            reference_folder / "image.png", QUESTION, max_tokens=len(expected), stop=False
+        )
+        assert [token.id for token in answer] == expected
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +169,7 @@ def test_scheduler_gives_the_recorded_timesteps_and_sigmas(
     reference_checkpoint: Checkpoint, recorded: dict[str, Array]
 ) -> None:
     steps = len(recorded["timesteps"])
-    scheduler = tasks.DiffusersScheduler(reference_checkpoint.config.diffusion.scheduler, steps)
+    scheduler = DiffusersScheduler(reference_checkpoint.config.diffusion.scheduler, steps)
     assert scheduler.timesteps.tolist() == recorded["timesteps"].tolist()
     assert_close(scheduler.sigmas, recorded["sigmas"])
 
@@ -170,18 +179,11 @@ def denoised(
     reference_checkpoint: Checkpoint, runners: dict[str, Runner], recorded: dict[str, Array]
 ) -> list[Array]:
     steps = len(recorded["timesteps"])
-    scheduler = tasks.DiffusersScheduler(reference_checkpoint.config.diffusion.scheduler, steps)
+    scheduler = DiffusersScheduler(reference_checkpoint.config.diffusion.scheduler, steps)
     conditioning = tasks.Conditioning(recorded["conditioning"], recorded["conditioning_uncond"])
-    latents: list[Array] = []
-    tasks.denoise(
-        runners["dit"],
-        conditioning,
-        recorded["initial_latents"],
-        scheduler,
-        tasks.DEFAULT_GUIDANCE,
-        after_step=lambda _index, latent: latents.append(latent),
+    return list(
+        tasks.denoise(runners["dit"], conditioning, recorded["initial_latents"], scheduler, DEFAULT_GUIDANCE)
     )
-    return latents
 
 
 def test_every_step_gives_the_recorded_latents(denoised: list[Array], recorded: dict[str, Array]) -> None:
@@ -198,7 +200,7 @@ def test_vae_decodes_the_recorded_image(
     assert_close(denoised[-1] / np.float32(factor), recorded["vae_input"])
     image = tasks.decode_latent(runners["vae_decoder"], denoised[-1], factor)
     assert_close(image, recorded["vae_output"])
-    assert_close(np.clip(image / 2 + 0.5, 0, 1), recorded["image"])
+    assert_close(unit_image(image), recorded["image"])
 
 
 def test_every_recorded_tensor_is_compared_above(recorded: dict[str, Array]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from mobile_o_export.backends.base import GraphFile
 from mobile_o_export.components.base import FunctionSpec
 from mobile_o_export.errors import BundleError, GateError
-from mobile_o_export.parity.gates import Gate
+from mobile_o_export.parity.gates import ChainGate, Gate
 from mobile_o_export.precision import Precision
 from mobile_o_export.strict import Strict, read_json
 from mobile_o_export.targets import Sequence
@@ -23,6 +23,11 @@ MANIFEST = "manifest.json"
 MANIFEST_DIGEST = "manifest.sha256"
 MANIFEST_SCHEMA = "manifest.schema.json"
 PARITY_REPORT = "parity.json"
+GOLDEN_FOLDER = "golden"
+TOKENIZER_FOLDER = "tokenizer"
+CONFIG_FOLDER = "config"
+VECTORS_FOLDER = "vectors"
+"""The layout of a bundle."""
 
 SHOWN_DAMAGE = 5
 
@@ -77,13 +82,23 @@ class ComponentEntry(Strict):
 
 
 class TargetEntry(Strict):
-    """One target of the bundle."""
+    """One target of the bundle.
+
+    Attributes:
+        chain_gate: what whole chains must reach; none where every component is skipped.
+    """
 
     backend: str
     description: str
     sequence: Sequence
     options: dict[str, Any]
     components: dict[str, ComponentEntry]
+    chain_gate: ChainGate | None
+
+    @property
+    def exported(self) -> tuple[str, ...]:
+        """The components that are here."""
+        return tuple(name for name, entry in self.components.items() if entry.skipped is None)
 
 
 class CheckpointEntry(Strict):
@@ -108,7 +123,7 @@ class Manifest(Strict):
         files: every file of the bundle but this one and its digest, by path.
     """
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     bundle_version: str
     made_with: dict[str, str]
     checkpoint: CheckpointEntry
@@ -163,12 +178,17 @@ def read_manifest(folder: Path) -> Manifest:
         raise DamagedBundleError(folder, [Damage(MANIFEST, f"is no manifest ({error})")]) from error
 
 
-def file_entries(folder: Path) -> dict[str, FileEntry]:
-    """Every file below ``folder`` but the manifest and its digest, by its path with slashes."""
+def file_entries(folder: Path, parts: Collection[str] = ()) -> dict[str, FileEntry]:
+    """Every file below ``folder`` but the manifest and its digest, by its path with slashes.
+
+    ``parts`` restricts them to the files below those of its folders.
+    """
     entries = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if (path.is_dir() and not path.is_symlink()) or name in (MANIFEST, MANIFEST_DIGEST):
+            continue
+        if not _is_below(name, parts):
             continue
         entries[name] = FileEntry(size_bytes=path.lstat().st_size, sha256=file_digest(path))
     return entries
@@ -185,14 +205,22 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def damage(folder: Path, manifest: Manifest) -> list[Damage]:
-    """How the files differ from what the manifest says; empty for an intact bundle."""
-    found = file_entries(folder)
-    problems = [Damage(name, "is missing") for name in sorted(manifest.files.keys() - found.keys())]
-    problems += [Damage(name, "was added") for name in sorted(found.keys() - manifest.files.keys())]
+def damage(folder: Path, manifest: Manifest, parts: Collection[str] = ()) -> list[Damage]:
+    """How the files differ from what the manifest says; empty for an intact bundle.
+
+    ``parts`` restricts the check to the files below those of its folders.
+    """
+    found = file_entries(folder, parts)
+    listed = {name: entry for name, entry in manifest.files.items() if _is_below(name, parts)}
+    problems = [Damage(name, "is missing") for name in sorted(listed.keys() - found.keys())]
+    problems += [Damage(name, "was added") for name in sorted(found.keys() - listed.keys())]
     problems += [
         Damage(name, "was changed")
-        for name in sorted(found.keys() & manifest.files.keys())
-        if found[name] != manifest.files[name]
+        for name in sorted(found.keys() & listed.keys())
+        if found[name] != listed[name]
     ]
     return problems
+
+
+def _is_below(name: str, parts: Collection[str]) -> bool:
+    return not parts or PurePosixPath(name).parts[0] in parts

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from mobile_o_export.backends.base import Artifact
 from mobile_o_export.backends.registry import backend
+from mobile_o_export.bundle.chains import chains_over, verify_chains
 from mobile_o_export.bundle.manifest import (
+    GOLDEN_FOLDER,
     MANIFEST,
     ComponentEntry,
     Damage,
@@ -17,18 +19,17 @@ from mobile_o_export.bundle.manifest import (
     damage,
     read_manifest,
 )
+from mobile_o_export.bundle.runners import require_known
 from mobile_o_export.components.base import Continuity, FunctionSpec, GraphSpec
 from mobile_o_export.errors import ExportError, GoldenError, MissingToolError, UsageError
 from mobile_o_export.golden import Case, Golden
-from mobile_o_export.parity.judge import Judge, Row, Status, verdict
+from mobile_o_export.parity.chain import CHAIN
+from mobile_o_export.parity.judge import NO_RUNTIME, Judge, Row, Status, verdict
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.progress import Done, Progress
 from mobile_o_export.session import Session
-from mobile_o_export.strict import nearest
 from mobile_o_export.tensors import TensorSpec
 
-GOLDEN_FOLDER = "golden"
-NO_RUNTIME = "none"
 IDLE_GRAPH = "no golden case runs this graph; record a golden on a prompt of its length (--prompts)"
 UNCOMPARED = "no golden case compares this output on this graph; record one of its length (--prompts)"
 FILES = "files"
@@ -36,28 +37,36 @@ FILES = "files"
 
 
 def verify_bundle(
-    folder: Path, targets: Sequence[str], components: Sequence[str], progress: Progress
+    folder: Path,
+    targets: Sequence[str],
+    components: Sequence[str],
+    progress: Progress,
+    *,
+    chains: bool = False,
 ) -> list[Row]:
     """The verdict on every output of the chosen targets and components (all where none are named).
+
+    With ``chains`` the targets' whole chains are run as well.
 
     Raises:
         BundleError: there is no bundle in ``folder``.
         DamagedBundleError: a file is missing, changed or added, or the golden is not the bundle's;
             nothing is run then.
-        UsageError: a named target or component is not in the bundle, or skipped in it.
+        UsageError: a named target or component is not in the bundle, or skipped in it; or chains are
+            wanted, and the components are not all there.
     """
     manifest = read_manifest(folder)
     for name in targets:
-        _require(name, manifest.targets, "target", folder)
+        require_known(name, manifest.targets, "target", folder)
     for name in components:
-        _require(name, manifest.functions, "component", folder)
+        require_known(name, manifest.functions, "component", folder)
     if problems := damage(folder, manifest):
         raise DamagedBundleError(folder, problems)
     chosen = [
         (target, component)
         for target in dict.fromkeys(targets or manifest.targets)
         for component in dict.fromkeys(components or manifest.targets[target].components)
-        if _is_exported(manifest, target, component)
+        if component in manifest.targets[target].exported
     ]
     if not chosen and (targets or components):
         raise UsageError(
@@ -68,13 +77,35 @@ def verify_bundle(
     try:
         golden = Golden.open(folder / GOLDEN_FOLDER)
         golden.require_checkpoint(manifest.checkpoint.digest)
+        chained = _chained(folder, manifest, golden, targets) if chains else []
         for target, component in chosen:
             found = verify_component(folder, manifest, golden, target, component, progress)
             progress(target, component, finished(found))
             rows += found
+        for target in chained:
+            found = verify_chains(folder, manifest, golden, target, progress)
+            progress(target, CHAIN, finished(found))
+            rows += found
     except GoldenError as error:
         raise DamagedBundleError(folder, [Damage(GOLDEN_FOLDER, f"is unusable ({error})")]) from error
     return rows
+
+
+def _chained(folder: Path, manifest: Manifest, golden: Golden, targets: Sequence[str]) -> list[str]:
+    """The targets whose chains are to be run: those named, or all that have the components of a task.
+
+    Raises:
+        UsageError: a named one has not, or none has.
+    """
+    able = [name for name, entry in manifest.targets.items() if chains_over(golden, entry.exported)]
+    chosen = list(dict.fromkeys(targets or able))
+    if not chosen or not set(chosen) <= set(able):
+        where = ", ".join(name for name in targets or manifest.targets if name not in able)
+        raise UsageError(
+            f"{folder}: no task has all its components on {where}, so there is no chain to run. Leave "
+            "--pipeline out, or choose another target."
+        )
+    return chosen
 
 
 def finished(rows: Sequence[Row]) -> Done:
@@ -100,11 +131,6 @@ def damage_rows(error: DamagedBundleError) -> list[Row]:
         )
         for found in error.damage
     ]
-
-
-def _is_exported(manifest: Manifest, target: str, component: str) -> bool:
-    entry = manifest.targets[target].components.get(component)
-    return entry is not None and entry.skipped is None
 
 
 def verify_component(
@@ -223,11 +249,3 @@ def _unrun(target: str, component: str, entry: ComponentEntry, status: Status, r
     """The one row of a component whose files could not be opened."""
     assert entry.gate is not None
     return Judge(target, component, NO_RUNTIME, entry.gate).row("", "", "", status, reason)
-
-
-def _require(name: str, known: Iterable[str], kind: str, folder: Path) -> None:
-    names = list(known)
-    if name not in names:
-        raise UsageError(
-            f"{folder}: has no {kind} {name!r}.{nearest(name, names)} It has {', '.join(names)}."
-        )

@@ -7,7 +7,7 @@ import shutil
 import sys
 import threading
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from time import monotonic
 from types import TracebackType
 from typing import Self, TextIO
@@ -75,6 +75,17 @@ class ProgressPrinter:
                 self._show_finished(now)
             else:
                 self._show(now)
+
+    def done(self, target: str, component: str, phrase: str) -> None:
+        """Says that something is finished, and how it went."""
+        self(target, component, Done(phrase))
+
+    def clear(self) -> None:
+        """Erases the line that is being rewritten, for what is printed on stdout next."""
+        with self._lock:
+            if self._open:
+                self._write(_ERASE)
+            self._pending, self._open = "", False
 
     def tick(self) -> None:
         """Shows what has become due while the same phrase went on."""
@@ -160,3 +171,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[
 def megabytes(size_bytes: float) -> str:
     """A size for people."""
     return f"{size_bytes / 1e9:.2f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.1f} MB"
+
+
+def seconds_by_stage(seconds: Mapping[str, float]) -> str:
+    """What a task took, and where."""
+    parts = ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items())
+    return f"{sum(seconds.values()):.1f} s ({parts})"

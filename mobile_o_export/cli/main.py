@@ -12,7 +12,7 @@ from typing import NoReturn
 import typer
 
 from mobile_o_export import __version__
-from mobile_o_export.cli import doctor, export, golden, init_checkpoint, inspect, plan, verify
+from mobile_o_export.cli import describe, doctor, draw, export, golden, init_checkpoint, inspect, plan, verify
 from mobile_o_export.cli.interrupts import Interruption, interruptible
 from mobile_o_export.errors import ExportError
 
@@ -73,6 +73,10 @@ app.command("plan")(plan.plan)
 app.add_typer(golden.app, name="golden")
 app.command("export")(export.export)
 app.command("verify")(verify.verify)
+app.command("generate")(draw.generate)
+app.command("edit")(draw.edit)
+app.command("describe")(describe.describe)
+app.command("chat")(describe.chat)
 
 
 def main() -> NoReturn:

@@ -5,13 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mobile_o_export.cli.console import table
+from mobile_o_export.parity.chain import CHAIN
 from mobile_o_export.parity.judge import Row, Status, verdict
 
 SHOWN_FAILURES = 20
+SHOWN_STEPS = 5
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """The worst value of each component on each target, then the rows that failed or did not run."""
+    """The worst value of each component, each chain's drift, then the rows that failed or did not run."""
+    alone = [row for row in rows if row.component != CHAIN]
+    chains = [row for row in rows if row.component == CHAIN]
+    text = "\n\n".join(
+        part for part in (_functions(alone) if alone else "", _chains(chains) if chains else "") if part
+    )
+    bad = [row for row in rows if row.status is not Status.PASSED]
+    for row in bad[:SHOWN_FAILURES]:
+        place = " ".join(part for part in (row.function, row.case, row.output) if part)
+        text += f"\n{row.status}: {row.target} {row.component} {place}: {row.reason}"
+    if len(bad) > SHOWN_FAILURES:
+        text += f"\n… and {len(bad) - SHOWN_FAILURES} more; --json lists them all"
+    return text
+
+
+def _functions(rows: Sequence[Row]) -> str:
+    """A line a component on a target, with its worst value."""
     lines = []
     for target, component in dict.fromkeys((row.target, row.component) for row in rows):
         own = [row for row in rows if (row.target, row.component) == (target, component)]
@@ -24,17 +42,49 @@ def summary(rows: Sequence[Row]) -> str:
                 f"{passed}/{len(own)}",
                 f"{min(levels):.1f}" if levels else "-",
                 next((row.gate for row in own if row.gate), "-").split(" and")[0],
-                str(verdict(own)) if any(row.status is Status.FAILED for row in own) else str(own[0].status),
+                _status(own),
                 own[0].runtime,
             ]
         )
-    text = table(
+    return table(
         ["target", "component", "passed", "worst dB", "gate", "status", "runtime"], lines, right=(2, 3)
     )
-    bad = [row for row in rows if row.status is not Status.PASSED]
-    for row in bad[:SHOWN_FAILURES]:
-        place = " ".join(part for part in (row.function, row.case, row.output) if part)
-        text += f"\n{row.status}: {row.target} {row.component} {place}: {row.reason}"
-    if len(bad) > SHOWN_FAILURES:
-        text += f"\n… and {len(bad) - SHOWN_FAILURES} more; --json lists them all"
-    return text
+
+
+def _chains(rows: Sequence[Row]) -> str:
+    """A line a chain, with how its latents drift from step to step and what comes out."""
+    lines = []
+    for target, task, case in dict.fromkeys((row.target, row.function, row.case) for row in rows):
+        own = [row for row in rows if (row.target, row.function, row.case) == (target, task, case)]
+        passed = sum(row.status is Status.PASSED for row in own)
+        levels = [row.snr_db for row in own if row.step is None and row.snr_db is not None]
+        drift = [row for row in own if row.step is not None]
+        result = ""
+        for row in own:
+            if row.psnr_db is not None:
+                result = f"PSNR {row.psnr_db:.1f} dB, SSIM {row.ssim:.4f}"
+            if row.identical_tokens is not None:
+                result = f"{row.identical_tokens} tokens the same"
+        lines.append(
+            [
+                target,
+                f"{task} {case}".strip(),
+                f"{passed}/{len(own)}",
+                f"{min(levels):.1f}" if levels else "-",
+                " → ".join(f"{row.step}: {row.snr_db or 0:.0f}" for row in _sampled(drift)) or "-",
+                result or "-",
+                _status(own),
+            ]
+        )
+    header = ["target", "chain", "passed", "worst dB", "latents after step, dB", "result", "status"]
+    return table(header, lines, right=(2, 3))
+
+
+def _sampled(drift: Sequence[Row]) -> list[Row]:
+    """At most ``SHOWN_STEPS`` of a chain's steps, the first and the last among them."""
+    count = min(len(drift), SHOWN_STEPS)
+    return [drift[round(i * (len(drift) - 1) / max(1, count - 1))] for i in range(count)]
+
+
+def _status(rows: Sequence[Row]) -> str:
+    return str(verdict(rows)) if any(row.status is Status.FAILED for row in rows) else str(rows[0].status)

@@ -21,6 +21,12 @@ def verify(
         list[str] | None, typer.Option("--target", help="Only this target; may be repeated.", metavar="T")
     ] = None,
     component: Components = None,
+    pipeline: Annotated[
+        bool,
+        typer.Option(
+            "--pipeline", help="Also run whole chains: prompt to picture, picture and question to answer."
+        ),
+    ] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the report as JSON, schema 1.")] = False,
     junit: Annotated[
         Path | None,
@@ -31,7 +37,8 @@ def verify(
 ) -> None:
     """Check a bundle: its hashes, then every output.
 
-    Hash every file, run every function and compare it with its golden.
+    Hash every file, run every function and compare it with its golden; with --pipeline run whole chains too,
+    and show how the errors of the stages add up.
 
     Exit code 0 when everything passed, 1 when a gate failed, 3 when nothing failed but something could not
     be run here. A damaged bundle is a failed gate: its report has a row a damaged file, and nothing is run.
@@ -40,15 +47,17 @@ def verify(
         progress("bundle", "", "hashing its files")
         from mobile_o_export.bundle.manifest import DamagedBundleError
         from mobile_o_export.bundle.verify import damage_rows, verify_bundle
-        from mobile_o_export.errors import GateError, MissingToolError
+        from mobile_o_export.errors import GateError, MissingToolError, UsageError
         from mobile_o_export.parity.judge import Status, verdict
         from mobile_o_export.parity.report import junit_xml, report_json
 
+        if pipeline and component:
+            raise UsageError("--pipeline runs all components in turn; leave --component out.")
         if junit is not None:
             _require_writable(junit, bundle)
         damaged = None
         try:
-            rows = verify_bundle(bundle, target or (), component or (), progress)
+            rows = verify_bundle(bundle, target or (), component or (), progress, chains=pipeline)
         except DamagedBundleError as error:
             damaged, rows = error, damage_rows(error)
     if junit is not None:

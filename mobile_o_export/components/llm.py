@@ -282,7 +282,9 @@ class GrowingGraph(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         """[1, S, D], [1, M], [1, S], 2L of [1, H, P, E] → logits, hidden_states, 2L of [1, H, M, E]."""
         positions = position_ids[0]
-        visible = causal_mask(positions, attention_mask.shape[1])
+        # By place in the cache, not by position: a batch padded on the left counts from its first real token.
+        places = torch.arange(positions.shape[0]) + past[0].shape[2]
+        visible = causal_mask(places, attention_mask.shape[1])
         hidden_keys = (1 - attention_mask.to(torch.float32))[:, None, None, :]
         mask = torch.minimum(visible, hidden_keys * MASKED_SCORE)
         cache = GrowingCache(list(zip(past[::2], past[1::2], strict=True)))

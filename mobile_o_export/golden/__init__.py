@@ -1,5 +1,5 @@
 """Goldens: recorded inputs and outputs of every function, taken from the PyTorch pipeline at work."""
 
-from mobile_o_export.golden.store import Case, Golden, GoldenIndex, Step
+from mobile_o_export.golden.store import AnswerChain, Case, DrawingChain, Golden, GoldenIndex, Step
 
-__all__ = ["Case", "Golden", "GoldenIndex", "Step"]
+__all__ = ["AnswerChain", "Case", "DrawingChain", "Golden", "GoldenIndex", "Step"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,44 +12,65 @@ import numpy as np
 
 from mobile_o_export.backends.versions import installed
 from mobile_o_export.components.registry import COMPONENT_NAMES, component
-from mobile_o_export.golden.requests import Requests
-from mobile_o_export.golden.store import Recorder
+from mobile_o_export.golden.requests import Describe, Edit, Generate, Requests
+from mobile_o_export.golden.store import AnswerChain, DrawingChain, Recorder
 from mobile_o_export.parity.metrics import Array
-from mobile_o_export.pipelines import prompts, tasks
+from mobile_o_export.pipelines.noise import initial_latent
 from mobile_o_export.pipelines.preprocessing import load_picture, pixel_values
-from mobile_o_export.pipelines.tokenizer import Tokenizer
+from mobile_o_export.pipelines.runner import KeptRunners, Runner, Runners
 from mobile_o_export.progress import Say
-from mobile_o_export.reference import TorchRunners
+from mobile_o_export.reference import TorchRunners, torch_pipeline
 
 if TYPE_CHECKING:
     from mobile_o_export.checkpoint import Checkpoint
-    from mobile_o_export.pipelines.runner import Runner
 
-CONTINUED_TOKENS = 3
-"""After each drawing prompt: one from the prompt's logits and two that read its KV cache."""
+CONTINUED_TOKENS = 2
+"""Decoded after each drawing prompt. Drawing needs the prompt alone; its KV cache has to be right as well."""
+
+CANDIDATES = 8
+"""Likely tokens kept at each position of an answer: enough to tell a near tie from an error."""
 
 Call = tuple[str, Mapping[str, Array], Mapping[str, Array]]
 
 
-class CallLog:
-    """A runner that keeps the calls of the functions in ``wanted``.
+class LoggedRunner:
+    """A runner that keeps its calls."""
 
-    ``kept`` names the outputs to keep of the next calls; None keeps all.
-    """
-
-    def __init__(self, runner: Runner, wanted: Iterable[str]) -> None:
+    def __init__(self, runner: Runner, calls: list[Call]) -> None:
         self._runner = runner
-        self._wanted = frozenset(wanted)
-        self.calls: list[Call] = []
-        self.kept: frozenset[str] | None = None
+        self._calls = calls
+        self.runtime = runner.runtime
 
     def run(self, function: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """As the runner underneath."""
         outputs = self._runner.run(function, inputs)
-        if function in self._wanted:
-            kept = {name: out for name, out in outputs.items() if self.kept is None or name in self.kept}
-            self.calls.append((function, dict(inputs), kept))
+        self._calls.append((function, dict(inputs), outputs))
         return outputs
+
+
+class LoggedRunners:
+    """Runners whose calls are kept, by component, until they are taken."""
+
+    def __init__(self, runners: Runners) -> None:
+        self._runners = runners
+        self._calls: defaultdict[str, list[Call]] = defaultdict(list)
+        self.limits = runners.limits
+
+    def require(self, names: Sequence[str]) -> None:
+        """As the runners underneath."""
+        self._runners.require(names)
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[LoggedRunner]:
+        """The component ``name``, logged."""
+        with self._runners.open(name) as runner:
+            yield LoggedRunner(runner, self._calls[name])
+
+    def take(self, name: str, *functions: str) -> list[Call]:
+        """The calls of ``functions`` of the component ``name``, which are forgotten."""
+        taken = [call for call in self._calls[name] if call[0] in functions]
+        self._calls[name][:] = [call for call in self._calls[name] if call[0] not in functions]
+        return taken
 
 
 class GoldenRecording:
@@ -56,106 +79,138 @@ class GoldenRecording:
     def __init__(self, checkpoint: Checkpoint, images: Path, say: Say) -> None:
         self._checkpoint = checkpoint
         self._images = images
-        self._progress = say
-        self._runners = TorchRunners(checkpoint)
-        self._tokenizer = Tokenizer(checkpoint.path)
+        self._say = say
+        self._request = ""
+        self._kept = KeptRunners(TorchRunners(checkpoint))
+        self._runners = LoggedRunners(self._kept)
+        self._pipeline = torch_pipeline(checkpoint, self._runners, say=self._said)
         self._recorder = Recorder()
-        self._features: dict[str, Array] = {}
+        self._seen: set[str] = set()
 
     def record(self, requests: Requests, folder: Path) -> None:
         """Runs ``requests`` and writes the golden into the existing, empty ``folder``."""
-        for item in requests.describe:
-            self._describe(item.name, item.image, item.question, item.tokens)
-        for request in requests.generate:
-            text = prompts.generation(request.prompt)
-            self._draw(request.name, text, None, request.seed, request.steps, request.guidance)
-        for edit in requests.edit:
-            features = self._encode(edit.image)
-            self._draw(
-                edit.name, prompts.editing(edit.prompt), features, edit.seed, edit.steps, edit.guidance
-            )
+        with closing(self._kept), self._pipeline:
+            for item in requests.describe:
+                self._describe(item)
+            for request in (*requests.generate, *requests.edit):
+                self._draw(request)
         functions = {name: component(name).functions(self._checkpoint) for name in COMPONENT_NAMES}
         versions = installed(["mobile-o-export", "torch", "transformers", "diffusers", "numpy", "pillow"])
         self._recorder.write(folder, self._checkpoint.digest, versions, functions)
 
-    def _encode(self, image: str) -> Array:
-        """Features of an image; recorded the first time."""
-        if image not in self._features:
-            self._progress(f"vision encoder on {image}")
-            config = self._checkpoint.config
-            picture = load_picture(self._images / image)
-            pixels = pixel_values(picture, config.image_size, square=config.image_aspect_ratio == "pad")
-            with self._runners.open("vision_encoder") as runner:
-                outputs = runner.run("encode", {"image": pixels})
-            self._recorder.add("vision_encoder", Path(image).stem, [("encode", {"image": pixels}, outputs)])
-            self._features[image] = outputs["image_features"]
-        return self._features[image]
+    def _said(self, phrase: str) -> None:
+        self._say(f"{self._request}: {phrase}")
 
-    def _describe(self, name: str, image: str, question: str, tokens: int) -> None:
-        """Question answering: the embeddings, the prompt, and decode steps early, middle and deep."""
-        features = self._encode(image)
-        self._progress(f"{name}: answering with {tokens} tokens")
-        compared = {0, 1, tokens // 2, tokens - 1}
-        with self._runners.open("llm") as runner:
-            embeds = CallLog(runner, {"embed"})
-            prompt = tasks.embed_prompt(embeds, self._tokenizer, prompts.understanding(question), features)
-            self._add_embeds(name, embeds.calls)
-            sequence = CallLog(runner, {"prefill", "decode"})
+    def _describe(self, item: Describe) -> None:
+        """Question answering: the image, the embeddings, the prompt, decode steps early, middle and deep."""
+        self._request = item.name
+        pixels = self._pixels(item.image)
+        answer = self._pipeline.describe(pixels, item.question, max_tokens=item.tokens, stop=False)
+        logits = [token.logits for token in answer]
+        self._add_image(item.image)
+        embeds = self._runners.take("llm", "embed")
+        # The prompt's come first, then a token's at a time.
+        self._add_each("llm", [f"{item.name}-{part}" for part in ("embed-0", "embed-1", "token")], embeds[:3])
+        sequence = self._runners.take("llm", "prefill", "decode")
+        compared = {1, item.tokens // 2, item.tokens - 1}
+        # A prompt's hidden states are megabytes, and drawing compares them; here the tokens matter.
+        kept = [{"logits"}] + [
+            {"logits", "hidden_states"} if index in compared else set() for index in range(1, len(sequence))
+        ]
+        calls = [_keeping(call, names) for call, names in zip(sequence, kept, strict=True)]
+        self._recorder.add("llm", f"{item.name}-answer", calls)
 
-            def before_call(index: int) -> None:
-                # A prompt's hidden states are megabytes, and drawing compares them; here the tokens matter.
-                outputs = {"logits"} if index == 0 else {"logits", "hidden_states"}
-                sequence.kept = frozenset(outputs if index in compared else ())
+        rows = np.stack(logits)
+        order = np.argsort(-rows, axis=1, kind="stable")[:, :CANDIDATES]
+        assert answer.image_features is not None
+        self._recorder.add_answer(
+            AnswerChain(
+                name=item.name,
+                question=item.question,
+                pixels=self._store(pixels),
+                image_features=self._store(answer.image_features),
+                logits=self._store(logits[0][None, None]),
+                tokens=tuple(answer.tokens),
+                candidates=self._store(order.astype(np.int32)),
+                candidate_logits=self._store(np.take_along_axis(rows, order, axis=1)),
+                spread=self._store(rows.max(axis=1) - rows.mean(axis=1)),
+            )
+        )
 
-            answer = list(tasks.greedy_tokens(sequence, prompt, tokens, before_call))
-            self._recorder.add("llm", f"{name}-answer", sequence.calls)
-            first = {"input_ids": np.array([answer[:1]], np.int32)}
-            self._recorder.add("llm", f"{name}-token", [("embed", first, runner.run("embed", first))])
-
-    def _add_embeds(self, name: str, calls: list[Call]) -> None:
-        for index, call in enumerate(calls):
-            self._recorder.add("llm", f"{name}-embed-{index}", [call])
-
-    def _draw(
-        self, name: str, text: str, features: Array | None, seed: int, steps: int, guidance: float
-    ) -> None:
+    def _draw(self, request: Generate) -> None:
         """Text-to-image or editing: the prompt, both projections, the DiT's first, middle and last step."""
-        self._progress(f"{name}: prompt")
-        with self._runners.open("llm") as runner:
-            embeds = CallLog(runner, {"embed"})
-            prompt = tasks.embed_prompt(embeds, self._tokenizer, text, features)
-            self._add_embeds(name, embeds.calls)
-            # Drawing needs the prompt alone; tokens after it show that its KV cache is right as well.
-            sequence = CallLog(runner, {"prefill", "decode"})
-            list(tasks.greedy_tokens(sequence, prompt, CONTINUED_TOKENS))
-        self._recorder.add("llm", f"{name}-prompt", sequence.calls)
-        hidden = sequence.calls[0][2]["hidden_states"]
+        self._request = name = request.name
+        latent = initial_latent(request.seed, self._pipeline.settings.numbers.latent_shape)
+        steps, guidance = request.steps, request.guidance
+        pixels = self._pixels(request.image) if isinstance(request, Edit) else None
+        if pixels is None:
+            drawing = self._pipeline.generate(request.prompt, steps=steps, guidance=guidance, latent=latent)
+        else:
+            drawing = self._pipeline.edit(
+                pixels, request.prompt, steps=steps, guidance=guidance, latent=latent
+            )
+        if isinstance(request, Edit):
+            self._add_image(request.image)
+        embeds = self._runners.take("llm", "embed")
+        self._add_each("llm", [f"{name}-embed-{index}" for index in range(len(embeds))], embeds)
+        (prefill,) = self._runners.take("llm", "prefill")
+        self._recorder.add("llm", f"{name}-prompt", [prefill, *self._continued(prefill)])
+        branches = ("conditional", "unconditional")
+        self._add_each("mcp", [f"{name}-{b}" for b in branches], self._runners.take("mcp", "project"))
 
-        with self._runners.open("mcp") as runner:
-            mcp = CallLog(runner, {"project"})
-            conditioning = tasks.project(mcp, hidden)
-        for branch, call in zip(("conditional", "unconditional"), mcp.calls, strict=True):
-            self._recorder.add("mcp", f"{name}-{branch}", [call])
+        recorded = sorted({0, steps // 2, steps - 1})
+        labels = [f"{name}-step{index + 1:02d}-{branch}" for index in recorded for branch in branches]
+        calls = self._runners.take("dit", "denoise")
+        chosen = [calls[len(branches) * i + offset] for i in recorded for offset in range(len(branches))]
+        self._add_each("dit", labels, chosen)
+        self._add_each("vae_decoder", [name], self._runners.take("vae_decoder", "decode"))
+        self._recorder.add_drawing(
+            DrawingChain(
+                name=name,
+                prompt=request.prompt,
+                pixels=None if pixels is None else self._store(pixels),
+                initial_latent=self._store(latent),
+                guidance=guidance,
+                hidden_states=self._store(drawing.hidden_states),
+                conditional=self._store(drawing.conditioning.conditional),
+                unconditional=self._store(drawing.conditioning.unconditional),
+                latents=tuple(self._store(after) for after in drawing.latents),
+                image=self._store(drawing.image),
+            )
+        )
 
-        diffusion = self._checkpoint.config.diffusion
-        scheduler = tasks.DiffusersScheduler(diffusion.scheduler, steps)
-        recorded = {0, steps // 2, steps - 1}
-        channels, size = diffusion.transformer["in_channels"], diffusion.transformer["sample_size"]
-        noise = np.random.default_rng(seed).standard_normal((1, channels, size, size), np.float32)
-        with self._runners.open("dit") as runner:
-            dit = CallLog(runner, {"denoise"})
+    def _continued(self, prefill: Call) -> list[Call]:
+        """The decoding of tokens after the prompt that was read last."""
+        logits = prefill[2]["logits"]
+        with self._runners.open("llm") as llm:
+            for _ in range(CONTINUED_TOKENS):
+                token = logits[0].argmax(axis=-1).astype(np.int32)[None]
+                logits = llm.run("decode", llm.run("embed", {"input_ids": token}))["logits"]
+        self._runners.take("llm", "embed")
+        return self._runners.take("llm", "decode")
 
-            def before_call(index: int, branch: str) -> None:
-                self._progress(f"{name}: denoising step {index + 1} of {steps}, {branch}")
+    def _pixels(self, image: str) -> Array:
+        config = self._checkpoint.config
+        picture = load_picture(self._images / image)
+        return pixel_values(picture, config.image_size, square=config.image_aspect_ratio == "pad")
 
-            latent = tasks.denoise(dit, conditioning, noise, scheduler, guidance, before_call)
-        for number, call in enumerate(dit.calls):
-            index, branch = number // 2, ("conditional", "unconditional")[number % 2]
-            if index in recorded:
-                self._recorder.add("dit", f"{name}-step{index + 1:02d}-{branch}", [call])
+    def _add_image(self, image: str) -> None:
+        """The encoder's call, the first time that ``image`` is looked at."""
+        calls = self._runners.take("vision_encoder", "encode")
+        if image not in self._seen:
+            self._seen.add(image)
+            self._add_each("vision_encoder", [Path(image).stem], calls)
 
-        self._progress(f"{name}: decoding the image")
-        with self._runners.open("vae_decoder") as runner:
-            vae = CallLog(runner, {"decode"})
-            tasks.decode_latent(vae, latent, diffusion.vae["scaling_factor"])
-        self._recorder.add("vae_decoder", name, vae.calls)
+    def _add_each(self, name: str, cases: Sequence[str], calls: Sequence[Call]) -> None:
+        """A case a call."""
+        for case, call in zip(cases, calls, strict=True):
+            self._recorder.add(name, case, [call])
+
+    def _store(self, value: Array) -> str:
+        return self._recorder.store(self._request, value)
+
+
+def _keeping(call: Call, outputs: Collection[str]) -> Call:
+    """``call`` with those of its outputs that are to be compared."""
+    function, inputs, found = call
+    return function, inputs, {name: value for name, value in found.items() if name in outputs}

@@ -7,6 +7,8 @@ from pathlib import Path
 from pydantic import Field
 
 from mobile_o_export.errors import ConfigError
+from mobile_o_export.pipelines.noise import LARGEST_SEED
+from mobile_o_export.pipelines.schedule import MOST_STEPS
 from mobile_o_export.resources import shipped
 from mobile_o_export.strict import Strict, read_toml
 
@@ -16,8 +18,8 @@ class Generate(Strict):
 
     name: str
     prompt: str
-    seed: int = Field(default=0, ge=0)
-    steps: int = Field(default=20, ge=1, le=1000)
+    seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
+    steps: int = Field(default=20, ge=1, le=MOST_STEPS)
     guidance: float = Field(default=1.2, allow_inf_nan=False)
 
 

@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+from pydantic import BaseModel, Field
 
 from mobile_o_export.components.base import FunctionSpec
 from mobile_o_export.errors import GoldenError
@@ -18,7 +19,7 @@ from mobile_o_export.strict import Strict, read_json
 
 INDEX = "golden.json"
 TENSORS = "tensors.safetensors"
-SCHEMA = 1
+SCHEMA = 2
 
 
 class Step(Strict):
@@ -46,6 +47,57 @@ class ComponentGolden(Strict):
     cases: tuple[Case, ...]
 
 
+class DrawingChain(Strict):
+    """A picture drawn from a prompt and a fixed latent, with everything on the way; values are tensors' keys.
+
+    Attributes:
+        prompt: the user's words.
+        pixels: of the picture to edit, float32 [1, 3, R, R] in 0..1; None where there is none.
+        initial_latent: [1, C, Y, X].
+        hidden_states: [1, K, S, D].
+        conditional: [1, S, F].
+        unconditional: [1, S, F].
+        latents: [1, C, Y, X] after each step.
+        image: [1, 3, O, O], nominally in -1..1.
+    """
+
+    name: str
+    prompt: str
+    pixels: str | None
+    initial_latent: str
+    guidance: float
+    hidden_states: str
+    conditional: str
+    unconditional: str
+    latents: tuple[str, ...] = Field(min_length=1)
+    image: str
+
+
+class AnswerChain(Strict):
+    """A greedy answer to a question about a picture, with everything on the way; values are tensors' keys.
+
+    Attributes:
+        question: the user's words.
+        pixels: of the picture, float32 [1, 3, R, R] in 0..1.
+        image_features: [1, N, D].
+        logits: [1, 1, V] of the prompt.
+        tokens: the answer.
+        candidates: int32 [tokens, 8], the most likely tokens at each position, the chosen one first.
+        candidate_logits: float32 [tokens, 8], theirs.
+        spread: float32 [tokens], by how much the largest logit exceeds the mean of all.
+    """
+
+    name: str
+    question: str
+    pixels: str
+    image_features: str
+    logits: str
+    tokens: tuple[int, ...] = Field(min_length=1)
+    candidates: str
+    candidate_logits: str
+    spread: str
+
+
 class GoldenIndex(Strict):
     """``golden.json``.
 
@@ -54,6 +106,8 @@ class GoldenIndex(Strict):
         checkpoint: digest of the checkpoint that it was recorded from.
         recorded_with: versions of what computed it.
         components: by name.
+        drawings: whole chains from a prompt to a picture.
+        answers: whole chains from a picture and a question to an answer.
         tensors: every array by key. One component's output and the next one's input are the same array.
         sha256: of the file that holds them.
     """
@@ -62,8 +116,16 @@ class GoldenIndex(Strict):
     checkpoint: str
     recorded_with: dict[str, str]
     components: dict[str, ComponentGolden]
+    drawings: tuple[DrawingChain, ...]
+    answers: tuple[AnswerChain, ...]
     tensors: dict[str, Stored]
     sha256: str
+
+
+class GoldenVersion(BaseModel):
+    """What every ``golden.json`` says, of whatever schema."""
+
+    schema_version: int
 
 
 class Golden:
@@ -86,12 +148,12 @@ class Golden:
             raise GoldenError(
                 f"{path}: no golden here ({INDEX} is missing). Make one with 'mobile-o-export golden record'."
             )
-        index = read_json(path / INDEX, GoldenIndex, GoldenError)
-        if index.schema_version != SCHEMA:
+        version = read_json(path / INDEX, GoldenVersion, GoldenError).schema_version
+        if version != SCHEMA:
             raise GoldenError(
-                f"{path}: golden schema {index.schema_version}, and this version reads {SCHEMA}. "
-                "Record it again."
+                f"{path}: golden schema {version}, and this version reads {SCHEMA}. Record it again."
             )
+        index = read_json(path / INDEX, GoldenIndex, GoldenError)
         file = path / TENSORS
         if not file.is_file() or sha256(file.read_bytes()).hexdigest() != index.sha256:
             raise GoldenError(f"{file}: missing or changed. Record the golden again.")
@@ -143,6 +205,8 @@ class Recorder:
 
     def __init__(self) -> None:
         self._cases: dict[str, list[Case]] = {}
+        self._drawings: list[DrawingChain] = []
+        self._answers: list[AnswerChain] = []
         self._stored: dict[str, Stored] = {}
         self._arrays: dict[str, Array] = {}
 
@@ -153,18 +217,31 @@ class Recorder:
         steps = tuple(
             Step(
                 function=function,
-                inputs={name: self._store(component, value) for name, value in inputs.items()},
-                outputs={name: self._store(component, value) for name, value in outputs.items()},
+                inputs={name: self.store(component, value) for name, value in inputs.items()},
+                outputs={name: self.store(component, value) for name, value in outputs.items()},
             )
             for function, inputs, outputs in calls
         )
         self._cases.setdefault(component, []).append(Case(name=case, steps=steps))
 
-    def _store(self, component: str, value: Array) -> str:
+    def add_drawing(self, chain: DrawingChain) -> None:
+        """A chain whose arrays were stored before."""
+        self._drawings.append(chain)
+
+    def add_answer(self, chain: AnswerChain) -> None:
+        """A chain whose arrays were stored before."""
+        self._answers.append(chain)
+
+    def store(self, source: str, value: Array) -> str:
+        """The key under which ``value`` is stored from now on.
+
+        Raises:
+            GoldenError: it is not finite; ``source`` says what computed it.
+        """
         value = np.array(value, order="C")
         if not np.isfinite(value).all():
             raise GoldenError(
-                f"{component}: the PyTorch model itself computes NaN or infinity. The checkpoint is unusable."
+                f"{source}: the PyTorch model itself computes NaN or infinity. The checkpoint is unusable."
             )
         key = key_of(value)
         self._stored[key], array = encode(value)
@@ -192,6 +269,8 @@ class Recorder:
                 name: ComponentGolden(functions=functions[name], cases=tuple(cases))
                 for name, cases in self._cases.items()
             },
+            drawings=tuple(self._drawings),
+            answers=tuple(self._answers),
             tensors=dict(sorted(self._stored.items())),
             sha256=sha256(content).hexdigest(),
         )

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
 
+GROUPED = "mobile_o_grouped"
+"""What transformers knows :func:`grouped_attention` as."""
+
 MASKED_SCORE = -4e4
 """Added to the score of a position that must not be seen: finite in fp16, and exp() of it is 0."""
 
@@ -105,6 +108,40 @@ def causal_mask(query_positions: torch.Tensor, keys: int | torch.SymInt) -> torc
     return (hidden.to(torch.float32) * MASKED_SCORE)[None, None]
 
 
+def grouped_attention(
+    _module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    scaling: float,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Grouped-query attention over keys and values as the cache holds them.
+
+    transformers' own repeats them for each query head first: 7 copies of the whole cache for each token of
+    the 0.5B model. Here a group's queries are rows of one product instead; the arithmetic is the same.
+
+    Args:
+        query: [B, heads, S, E].
+        key: [B, H, keys, E], where H divides heads.
+        value: [B, H, keys, E].
+        attention_mask: additive, broadcastable to [B, heads, S, keys].
+        scaling: of the scores.
+
+    Returns:
+        [B, S, heads, E], and None for the weights that transformers could return.
+    """
+    batch, heads, length, width = query.shape
+    kv_heads, keys = key.shape[1], key.shape[2]
+    rows = query.reshape(batch, kv_heads, heads // kv_heads * length, width)
+    scores = torch.matmul(rows, key.transpose(2, 3)) * scaling
+    scores = scores.reshape(batch, heads, length, keys) + attention_mask
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    mixed = torch.matmul(weights.reshape(batch, kv_heads, heads // kv_heads * length, keys), value)
+    return mixed.reshape(batch, heads, length, width).transpose(1, 2), None
+
+
 class LanguageModel(nn.Module):
     """Qwen2 with its head, giving logits and the last K hidden states.
 
@@ -115,9 +152,11 @@ class LanguageModel(nn.Module):
     def __init__(self, config: Mapping[str, Any], conditioning_layers: int) -> None:
         super().__init__()
         from transformers import Qwen2Config, Qwen2ForCausalLM
+        from transformers.modeling_utils import AttentionInterface
 
+        AttentionInterface.register(GROUPED, grouped_attention)
         qwen = Qwen2Config(**config)
-        qwen._attn_implementation = "eager"
+        qwen._attn_implementation = GROUPED
         self.qwen: Qwen2ForCausalLM = Qwen2ForCausalLM(qwen)
         self.conditioning_layers = conditioning_layers
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+
+from pydantic import Field
 
 from mobile_o_export.precision import Precision
 from mobile_o_export.strict import Strict, read_toml
@@ -27,17 +30,53 @@ class Gate(Strict):
         return f"≥ {self.snr_db:g} dB{token}"
 
 
-class Gates(Strict):
-    """A gate for each precision."""
+class ChainGate(Strict):
+    """What each stage of a whole chain must reach, errors of the stages before it included.
 
-    fp32: Gate
-    w16: Gate
-    fp16: Gate
+    Attributes:
+        image_features_db, hidden_states_db, conditioning_db, logits_db: the least signal-to-noise ratios.
+        latent_db: the least after every step.
+        psnr_db, ssim: the least of the image.
+        tie: how near two tokens' logits must be for either to be taken, as a part of their largest's
+            distance from the mean; 0 asks for the very same tokens.
+    """
+
+    image_features_db: float
+    hidden_states_db: float
+    conditioning_db: float
+    logits_db: float
+    latent_db: float
+    psnr_db: float
+    ssim: float
+    tie: float = Field(ge=0.0, lt=1.0)
+
+
+class PrecisionGates(Strict):
+    """The gates of one precision: of a function alone, and of the stages of a chain."""
+
+    function: Gate
+    chain: ChainGate
+
+
+class Gates(Strict):
+    """Gates for each precision."""
+
+    fp32: PrecisionGates
+    w16: PrecisionGates
+    fp16: PrecisionGates
 
     def of(self, precision: Precision) -> Gate:
-        """The gate of ``precision``."""
-        gate: Gate = getattr(self, precision.value)
-        return gate
+        """What one function's outputs must reach at ``precision``."""
+        return self._gates(precision).function
+
+    def of_chain(self, precisions: Iterable[Precision]) -> ChainGate:
+        """What a chain over components of these ``precisions`` must reach: as much as the coarsest can."""
+        gates = [self._gates(precision).chain for precision in precisions]
+        return min(gates, key=lambda gate: gate.latent_db)
+
+    def _gates(self, precision: Precision) -> PrecisionGates:
+        gates: PrecisionGates = getattr(self, precision.value)
+        return gates
 
 
 def shipped_gates() -> Gates:

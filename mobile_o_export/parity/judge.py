@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from mobile_o_export.parity.gates import Gate
 from mobile_o_export.parity.metrics import Array, measure
 from mobile_o_export.strict import Strict
 from mobile_o_export.tensors import Role, TensorSpec
+
+NO_RUNTIME = "none"
+"""The runtime of a row that nothing computed."""
 
 
 class Status(StrEnum):
@@ -22,7 +26,13 @@ class Status(StrEnum):
 
 
 class Row(Strict):
-    """The verdict on one output of one case: the rows of ``verify --json``, schema 1."""
+    """The verdict on one output of one case: the rows of ``verify --json``, schema 1.
+
+    Attributes:
+        psnr_db, ssim: of a chain's image.
+        step: of a chain's latent, from 1.
+        identical_tokens: of a chain's answer, how many come before the first that differs.
+    """
 
     target: str
     component: str
@@ -34,6 +44,10 @@ class Row(Strict):
     snr_db: float | None = None
     max_abs: float | None = None
     cosine: float | None = None
+    psnr_db: float | None = None
+    ssim: float | None = None
+    step: int | None = None
+    identical_tokens: int | None = None
     gate: str = ""
     reason: str = ""
 
@@ -70,7 +84,7 @@ class Judge:
     def compare(self, function: str, case: str, spec: TensorSpec, golden: Array, actual: Array | None) -> Row:
         """The verdict on one output: presence, shape, dtype, finiteness, then distance."""
         gate = self.gate.describe(spec.role is Role.LOGITS)
-        if reason := _unfit(spec, golden, actual):
+        if reason := unfit(np.dtype(str(spec.dtype)), golden, actual):
             return self.row(function, case, spec.name, Status.FAILED, reason, gate)
         assert actual is not None
         metrics = measure(golden, actual)
@@ -99,14 +113,14 @@ class Judge:
         )
 
 
-def _unfit(spec: TensorSpec, golden: Array, actual: Array | None) -> str:
+def unfit(dtype: np.dtype[Any], golden: Array, actual: Array | None) -> str:
     """Why two arrays cannot be compared, or an empty string."""
     if actual is None:
         return "the output is missing"
     if actual.shape != golden.shape:
         return f"shape {list(actual.shape)} instead of {list(golden.shape)}"
-    if actual.dtype != np.dtype(str(spec.dtype)):
-        return f"dtype {actual.dtype} instead of {spec.dtype}"
+    if actual.dtype != dtype:
+        return f"dtype {actual.dtype} instead of {dtype}"
     finite = np.isfinite(actual)
     if not finite.all():
         first = [int(i) for i in np.argwhere(~finite)[0]]

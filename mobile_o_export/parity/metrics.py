@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
+SSIM_K1, SSIM_K2 = 0.01, 0.03
+"""As in the paper; for images in 0..1."""
+
 SNR_CEILING_DB = 200.0
 """What bit-identical arrays score: beyond anything two fp32 computations can differ by."""
 
@@ -57,3 +61,39 @@ def measure(golden: Array, actual: Array) -> Metrics:
     product = float((reference * candidate).sum())
     cosine = product / energy if energy > 0.0 else float(noise == 0.0)
     return Metrics(snr_db, float(difference.max()), tuple(int(i) for i in worst), cosine)
+
+
+def psnr_db(golden: Array, actual: Array) -> float:
+    """Peak signal-to-noise ratio of two finite images in 0..1: 10·log10(1 / mean squared difference).
+
+    At most ``SNR_CEILING_DB``, which equal images score.
+    """
+    noise = float(np.square(golden.astype(np.float64) - actual.astype(np.float64)).mean())
+    return SNR_CEILING_DB if noise == 0.0 else min(SNR_CEILING_DB, -10.0 * math.log10(noise))
+
+
+def ssim(golden: Array, actual: Array) -> float:
+    """Mean structural similarity of two finite images [..., Y, X] in 0..1, at least 11 pixels a side.
+
+    Wang et al. 2004 (Image quality assessment: from error visibility to structural similarity): Gaussian
+    windows of 11 × 11 with σ 1.5 that lie inside the image, each channel by itself; the mean over all.
+    """
+    x, y = golden.astype(np.float64), actual.astype(np.float64)
+    mean_x, mean_y = _windowed_mean(x), _windowed_mean(y)
+    variance_x = _windowed_mean(x * x) - mean_x**2
+    variance_y = _windowed_mean(y * y) - mean_y**2
+    covariance = _windowed_mean(x * y) - mean_x * mean_y
+    c1, c2 = SSIM_K1**2, SSIM_K2**2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
+    return float((luminance * structure).mean())
+
+
+def _windowed_mean(image: Array) -> Array:
+    """The Gaussian-weighted mean around each pixel whose window lies inside the image."""
+    offsets = np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
+    kernel = np.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
+    kernel /= kernel.sum()
+    for axis in (-2, -1):
+        image = np.lib.stride_tricks.sliding_window_view(image, SSIM_WINDOW, axis=axis) @ kernel
+    return image

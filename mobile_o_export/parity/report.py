@@ -20,8 +20,25 @@ def report_json(rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "status": str(verdict(rows)),
+        "drift": drift(rows),
         "rows": [row.model_dump(mode="json") for row in rows],
     }
+
+
+def drift(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """How near each chain's latent is to the golden's after every step, dB; None where it has no value."""
+    latents = [row for row in rows if row.step is not None]
+    return [
+        {
+            "target": target,
+            "task": task,
+            "case": case,
+            "snr_db": [
+                row.snr_db for row in latents if (row.target, row.function, row.case) == (target, task, case)
+            ],
+        }
+        for target, task, case in dict.fromkeys((row.target, row.function, row.case) for row in latents)
+    ]
 
 
 def junit_xml(rows: Sequence[Row]) -> str:

@@ -1,4 +1,4 @@
-"""Picture file → the vision encoder's input, as the model's CLIP image processor does it."""
+"""Picture file → the vision encoder's input, as the model's CLIP processor does it; and image → picture."""
 
 from __future__ import annotations
 
@@ -9,33 +9,60 @@ import numpy as np
 
 from mobile_o_export.errors import UsageError
 from mobile_o_export.parity.metrics import Array
+from mobile_o_export.quiet import quiet_vendor
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
+MOST_ELONGATED = 100
+"""Long side over short side. The short side is scaled to the model's resolution, so that a picture one
+pixel high would become gigabytes, of which the centre crop keeps nothing worth seeing."""
+
+_GREY_16 = "I;16"
+_UNSCALED = ("I", "F")
+"""32-bit greyscale: nothing says which value is white."""
+
 
 def load_picture(path: Path) -> Picture:
-    """The picture in ``path`` as RGB, upright.
+    """The picture in ``path`` as 8-bit RGB, upright (EXIF orientation applied), transparency ignored.
+
+    16-bit greyscale keeps its high byte, as 16-bit colour does in Pillow.
 
     Raises:
-        UsageError: there is no such file, or it is no picture.
+        UsageError: there is no such file, it is no picture, or it is too large or too elongated to be scaled.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(path) as picture:
-            return ImageOps.exif_transpose(picture).convert("RGB")
+        with quiet_vendor(), Image.open(path) as opened:
+            _require_scalable(path, opened)
+            picture = ImageOps.exif_transpose(opened)
+            if picture.mode.startswith(_GREY_16):
+                picture = Image.fromarray((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8))
+            return picture.convert("RGB")
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such image file.") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise UsageError(f"{path}: too large ({error}). Scale the picture down first.") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
         raise UsageError(f"{path}: cannot be read as an image: {error}. Give a PNG or JPEG file.") from error
 
 
-def pixel_values(picture: Picture, size: int, *, square: bool) -> Array:
-    """RGB picture → float32 [1, 3, size, size] in 0..1.
+def _require_scalable(path: Path, picture: Picture) -> None:
+    short, long = sorted(picture.size)
+    if long > MOST_ELONGATED * short:
+        raise UsageError(
+            f"{path}: is {picture.width} × {picture.height} pixels, more elongated than {MOST_ELONGATED}:1. "
+            "Cut out the part that matters."
+        )
+    if picture.mode in _UNSCALED:
+        raise UsageError(f"{path}: is 32-bit greyscale. Save it with 8 bits a channel.")
 
-    Bicubic resize of the shortest edge to ``size``, centre crop, division by 255. With ``square``
-    (``image_aspect_ratio`` "pad") black bars make the picture square first.
+
+def cropped_pixels(picture: Picture, size: int, *, square: bool) -> Array:
+    """RGB picture → uint8 [size, size, 3]: bicubic resize of the shortest edge, then the centre.
+
+    With ``square`` (``image_aspect_ratio`` "pad") black bars make the picture square first.
     """
     from PIL import Image
 
@@ -50,5 +77,24 @@ def pixel_values(picture: Picture, size: int, *, square: bool) -> Array:
     if picture.size != new_size:
         picture = picture.resize(new_size, Image.Resampling.BICUBIC)
     left, top = (picture.width - size) // 2, (picture.height - size) // 2
-    pixels = np.asarray(picture.crop((left, top, left + size, top + size)), np.float32)
+    return np.asarray(picture.crop((left, top, left + size, top + size)))
+
+
+def pixel_values(picture: Picture, size: int, *, square: bool) -> Array:
+    """RGB picture → the encoder's image, float32 [1, 3, size, size] in 0..1."""
+    pixels = cropped_pixels(picture, size, square=square).astype(np.float32)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None] / np.float32(255.0))
+
+
+def unit_image(image: Array) -> Array:
+    """The VAE's image [1, 3, O, O], nominally in -1..1 → float32 in 0..1, clipped."""
+    unit: Array = np.clip(image.astype(np.float32) / np.float32(2.0) + np.float32(0.5), 0.0, 1.0)
+    return unit
+
+
+def as_picture(image: Array) -> Picture:
+    """The VAE's image [1, 3, O, O], nominally in -1..1 → an 8-bit RGB picture, each value rounded."""
+    from PIL import Image
+
+    pixels = np.rint(unit_image(image)[0].transpose(1, 2, 0) * 255.0).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(pixels))

@@ -1,32 +1,56 @@
-"""The chat template and the three tasks' user texts, exactly as the model was trained on."""
+"""The chat template and the tasks' user texts, exactly as the model was trained on."""
 
 from __future__ import annotations
+
+from enum import StrEnum
+
+from mobile_o_export.strict import Strict
 
 IMAGE_TOKEN = "<image>"
 """Stands for the image features; it has no token id of its own."""
 
-SYSTEM = "You are a helpful assistant."
+END_OF_TURN = "<|im_end|>"
+"""Ends the system's text, a user's and an assistant's; what an answer stops at."""
+
+STOPS = (END_OF_TURN, "<|endoftext|>")
+
+SLOT = "{text}"
+"""Where the user's own words go in a template."""
+
+_SYSTEM = f"<|im_start|>system\nYou are a helpful assistant.{END_OF_TURN}\n"
 
 
-def chat(user: str) -> str:
+def _turn(user: str) -> str:
     """One user turn in Qwen's template, up to where the assistant begins."""
-    return (
-        f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
+    return f"<|im_start|>user\n{user}{END_OF_TURN}\n<|im_start|>assistant\n"
+
+
+class Task(StrEnum):
+    """What a prompt asks for; each has a template of its own."""
+
+    GENERATE = "generate"
+    EDIT = "edit"
+    DESCRIBE = "describe"
+    CHAT = "chat"
+    NEXT_TURN = "next_turn"
+    """What follows an answer in a conversation that goes on."""
+    NEXT_TURN_WITH_IMAGE = "next_turn_with_image"
+
+
+class Templates(Strict):
+    """``config/prompts.json``: a template a task; ``{text}`` is the user's, ``<image>`` the features."""
+
+    image_token: str = IMAGE_TOKEN
+    generate: str = _SYSTEM + _turn(f"Please generate image based on the following caption: {SLOT}")
+    edit: str = _SYSTEM + _turn(
+        f"{IMAGE_TOKEN}\nPlease edit the provided image according to the following description: {SLOT}"
     )
+    describe: str = _SYSTEM + _turn(f"{IMAGE_TOKEN}\n{SLOT}")
+    chat: str = _SYSTEM + _turn(SLOT)
+    next_turn: str = f"{END_OF_TURN}\n" + _turn(SLOT)
+    next_turn_with_image: str = f"{END_OF_TURN}\n" + _turn(f"{IMAGE_TOKEN}\n{SLOT}")
 
-
-def generation(caption: str) -> str:
-    """The prompt of text-to-image."""
-    return chat(f"Please generate image based on the following caption: {caption}")
-
-
-def editing(instruction: str) -> str:
-    """The prompt of editing; the image stands where ``IMAGE_TOKEN`` does."""
-    return chat(
-        f"{IMAGE_TOKEN}\nPlease edit the provided image according to the following description: {instruction}"
-    )
-
-
-def understanding(question: str) -> str:
-    """The prompt of a question about an image."""
-    return chat(f"{IMAGE_TOKEN}\n{question}")
+    def fill(self, task: Task, text: str) -> str:
+        """The prompt of ``task`` with the user's ``text``."""
+        template: str = getattr(self, task.value)
+        return template.replace(SLOT, text)

@@ -1,24 +1,18 @@
-"""Text-to-image, editing and understanding, written once for every runtime."""
+"""The steps that the tasks consist of, written once for every runtime."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from mobile_o_export.errors import PromptTooLongError, UsageError
 from mobile_o_export.parity.metrics import Array
-from mobile_o_export.pipelines import prompts
+from mobile_o_export.pipelines.prompts import IMAGE_TOKEN, SLOT, Task, Templates
 from mobile_o_export.pipelines.runner import Runner
-from mobile_o_export.quiet import quiet_vendor
-
-if TYPE_CHECKING:
-    from mobile_o_export.pipelines.tokenizer import Tokenizer
-
-DEFAULT_STEPS = 20
-DEFAULT_GUIDANCE = 1.2
-"""Both as the reference implementation runs the model."""
+from mobile_o_export.pipelines.tokenizer import Tokenizer
 
 
 class Scheduler(Protocol):
@@ -31,40 +25,6 @@ class Scheduler(Protocol):
         ...
 
 
-class DiffusersScheduler:
-    """diffusers' DPM-Solver++ with flow sigmas, from the checkpoint's scheduler configuration."""
-
-    def __init__(self, config: Any, steps: int) -> None:
-        from diffusers import DPMSolverMultistepScheduler
-
-        with quiet_vendor():
-            self._scheduler: Any = DPMSolverMultistepScheduler.from_config(dict(config))
-            self._scheduler.set_timesteps(steps)
-        self.timesteps: Array = self._scheduler.timesteps.numpy().astype(np.float32)
-        self.sigmas: Array = self._scheduler.sigmas.numpy()
-
-    def step(self, velocity: Array, index: int, latent: Array) -> Array:
-        """The latent after step ``index``, in fp32."""
-        import torch
-
-        after = self._scheduler.step(
-            torch.from_numpy(velocity), self._scheduler.timesteps[index], torch.from_numpy(latent)
-        ).prev_sample
-        out: Array = after.numpy()
-        return out
-
-
-def embed_prompt(llm: Runner, tokenizer: Tokenizer, text: str, image_features: Array | None) -> Array:
-    """Embeddings [1, S, D] of ``text``, the image features in the place of ``IMAGE_TOKEN``."""
-    before, token, after = text.partition(prompts.IMAGE_TOKEN)
-    parts = [llm.run("embed", {"input_ids": tokenizer.encode(before)})["inputs_embeds"]]
-    if token:
-        assert image_features is not None
-        parts.append(image_features)
-        parts.append(llm.run("embed", {"input_ids": tokenizer.encode(after)})["inputs_embeds"])
-    return np.concatenate(parts, axis=1)
-
-
 @dataclass(frozen=True)
 class Conditioning:
     """What steers the DiT: both branches of classifier-free guidance, each [1, S, F].
@@ -74,6 +34,94 @@ class Conditioning:
 
     conditional: Array
     unconditional: Array
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as token ids, around the place of the image features where it has one.
+
+    Attributes:
+        before: int32 [1, S], all of it where there is no image.
+        after: int32 [1, S], what follows the image.
+        length: tokens in all, the image's included.
+    """
+
+    before: Array
+    after: Array | None
+    length: int
+
+
+def tokenize(tokenizer: Tokenizer, text: str, image_tokens: int) -> Prompt:
+    """The tokens of a filled template; an image counts ``image_tokens``."""
+    first, image, rest = text.partition(IMAGE_TOKEN)
+    before = tokenizer.encode(first)
+    after = tokenizer.encode(rest) if image else None
+    length = before.shape[1] + (image_tokens + after.shape[1] if after is not None else 0)
+    return Prompt(before, after, length)
+
+
+def fitted_prompt(
+    tokenizer: Tokenizer,
+    templates: Templates,
+    task: Task,
+    text: str,
+    image_tokens: int,
+    source: str,
+    longest: int,
+    truncate: bool,
+) -> Prompt:
+    """The prompt of ``task`` with the user's ``text``, cut at its end to ``longest`` if ``truncate``.
+
+    ``source`` is what sets the limit, for messages.
+
+    Raises:
+        UsageError: the text is empty, or holds the image's placeholder.
+        PromptTooLongError: it makes too long a prompt.
+    """
+    if not text.strip():
+        raise UsageError("the prompt is empty. Say what to draw, change or answer.")
+    if IMAGE_TOKEN in text:
+        raise UsageError(f"the prompt holds {IMAGE_TOKEN}, which stands for the picture. Leave it out.")
+
+    def prompt_of(words: str) -> Prompt:
+        return tokenize(tokenizer, templates.fill(task, words), image_tokens)
+
+    prompt = prompt_of(text)
+    excess = prompt.length - longest
+    if excess <= 0:
+        return prompt
+    if not truncate:
+        image = f", {image_tokens} of them the image's," if prompt.after is not None else ""
+        raise PromptTooLongError(
+            f"the prompt has {prompt.length} tokens{image} and {source} has room for {longest}. "
+            "Shorten it, let it be cut with --truncate, or export with a longer [sequence]."
+        )
+    ends = tokenizer.ends(text)
+    # Cutting a word can change how its rest is divided, so one token less may take another round.
+    for kept in range(len(ends) - excess, 0, -1):
+        if (shorter := prompt_of(text[: ends[kept - 1]])).length <= longest:
+            return shorter
+    needed = prompt_of(SLOT).length
+    raise PromptTooLongError(
+        f"{source} has room for {longest} tokens, and this task's template alone needs about "
+        f"{needed}. Export with a longer [sequence]."
+    )
+
+
+def embed_prompt(llm: Runner, prompt: Prompt, image_features: Array | None, longest: int) -> Array:
+    """Embeddings [1, S, D] of ``prompt``, the image features [1, N, D] in the image's place."""
+    parts = [embed(llm, prompt.before, longest)]
+    if prompt.after is not None:
+        assert image_features is not None
+        parts += [image_features, embed(llm, prompt.after, longest)]
+    return np.concatenate(parts, axis=1)
+
+
+def embed(llm: Runner, ids: Array, longest: int) -> Array:
+    """Embeddings [1, S, D] of token ids int32 [1, S], by calls of at most ``longest`` tokens."""
+    pieces = [ids[:, start : start + longest] for start in range(0, ids.shape[1], longest)]
+    embeds = [llm.run("embed", {"input_ids": piece})["inputs_embeds"] for piece in pieces]
+    return embeds[0] if len(embeds) == 1 else np.concatenate(embeds, axis=1)
 
 
 def project(mcp: Runner, hidden_states: Array) -> Conditioning:
@@ -92,12 +140,10 @@ def denoise(
     scheduler: Scheduler,
     guidance: float,
     before_call: Callable[[int, str], None] = lambda _index, _branch: None,
-    after_step: Callable[[int, Array], None] = lambda _index, _latent: None,
-) -> Array:
-    """The denoised latent [1, C, Y, X].
+) -> Iterator[Array]:
+    """The latent [1, C, Y, X] after each step; the last one is denoised.
 
-    ``before_call`` is told the step's index and the guidance branch before each call of the DiT,
-    ``after_step`` the index and the latent after each step.
+    ``before_call`` is told the step's index and the guidance branch before each call of the DiT.
     """
     branches = (("conditional", conditioning.conditional), ("unconditional", conditioning.unconditional))
     for index, timestep in enumerate(scheduler.timesteps):
@@ -112,28 +158,9 @@ def denoise(
             velocities.append(dit.run("denoise", inputs)["velocity"])
         steered = velocities[1] + np.float32(guidance) * (velocities[0] - velocities[1])
         latent = scheduler.step(steered, index, latent)
-        after_step(index, latent)
-    return latent
+        yield latent
 
 
 def decode_latent(vae: Runner, latent: Array, scaling_factor: float) -> Array:
-    """The image [1, 3, H, W], nominally in -1..1, of a denoised latent."""
+    """The image [1, 3, O, O], nominally in -1..1, of a denoised latent."""
     return vae.run("decode", {"latent": latent / np.float32(scaling_factor)})["image"]
-
-
-def greedy_tokens(
-    llm: Runner, embeds: Array, count: int, before_call: Callable[[int], None] = lambda _index: None
-) -> Iterator[int]:
-    """The ``count`` most likely next tokens after ``embeds`` [1, S, D], one after the other.
-
-    ``before_call`` is told how many tokens were given before each call that computes the next.
-    """
-    before_call(0)
-    logits = llm.run("prefill", {"inputs_embeds": embeds})["logits"]
-    for index in range(1, count + 1):
-        token = int(logits[0, -1].argmax())
-        yield token
-        if index < count:
-            embed = llm.run("embed", {"input_ids": np.array([[token]], np.int32)})["inputs_embeds"]
-            before_call(index)
-            logits = llm.run("decode", {"inputs_embeds": embed})["logits"]

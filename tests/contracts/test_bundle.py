@@ -21,6 +21,8 @@ from mobile_o_export.bundle.manifest import Manifest, file_entries, json_schema,
 from mobile_o_export.bundle.verify import verify_bundle
 from mobile_o_export.checkpoint import Checkpoint
 from mobile_o_export.components.registry import COMPONENT_NAMES, component
+from mobile_o_export.golden import Golden
+from mobile_o_export.parity.chain import CHAIN
 from mobile_o_export.parity.judge import Row, Status
 from mobile_o_export.targets import target_names
 from mobile_o_export.tensors import Role, TensorSpec
@@ -39,7 +41,7 @@ def manifest(bundle: Path) -> Manifest:
 
 @pytest.fixture(scope="module")
 def rows(bundle: Path) -> list[Row]:
-    return verify_bundle(bundle, (), (), lambda *_: None)
+    return verify_bundle(bundle, (), (), lambda *_: None, chains=True)
 
 
 def graphs(manifest: Manifest, target: str) -> Iterator[tuple[str, GraphFile]]:
@@ -65,12 +67,30 @@ def test_every_output_of_every_function_is_compared_on_every_target_and_passes(
         for function in functions
         for output in function.outputs
     }
-    assert {(row.target, row.component, row.function, row.output) for row in rows} == expected
+    alone = [row for row in rows if row.component != CHAIN]
+    assert {(row.target, row.component, row.function, row.output) for row in alone} == expected
+
+
+def test_every_stage_of_every_chain_is_compared_on_every_target(rows: list[Row], bundle: Path) -> None:
+    golden = Golden.open(bundle / "golden")
+    expected = {
+        (chain.name, output)
+        for chain in golden.index.answers
+        for output in ("image_features", "logits", "tokens")
+    }
+    for chain in golden.index.drawings:
+        latents = [f"latent_{step:02d}" for step in range(1, len(chain.latents) + 1)]
+        stages = ("hidden_states", "conditional", "unconditional", *latents, "image")
+        expected |= {(chain.name, output) for output in stages}
+    for target in RUNTIMES:
+        found = {(row.case, row.output) for row in rows if (row.target, row.component) == (target, CHAIN)}
+        assert found == expected
 
 
 def test_every_graph_is_run_and_each_row_names_its_own(rows: list[Row], manifest: Manifest) -> None:
     for target in manifest.targets:
-        started = {(row.component, row.case.rpartition("@")[2]) for row in rows if row.target == target}
+        alone = [row for row in rows if row.target == target and row.component != CHAIN]
+        started = {(row.component, row.case.rpartition("@")[2]) for row in alone}
         # A decode step's case is named after the prefill that it started with.
         listed = {(name, graph.spec.name) for name, graph in graphs(manifest, target)}
         assert listed - started <= {("llm", "decode")}
@@ -90,6 +110,18 @@ def test_the_shipped_report_is_what_verify_finds(rows: list[Row], bundle: Path) 
     kept = ("target", "component", "function", "case", "output", "status", "gate", "runtime")
     shipped = [tuple(row[key] for key in kept) for row in report["rows"]]
     assert shipped == [tuple(row.model_dump(mode="json")[key] for key in kept) for row in rows]
+
+
+def test_the_shipped_report_shows_how_latents_drift(bundle: Path) -> None:
+    drift = json.loads((bundle / "parity.json").read_text())["drift"]
+    assert {(curve["target"], curve["case"]) for curve in drift} == {
+        (target, case) for target in RUNTIMES for case in ("cube", "cat", "market", "recolour")
+    }
+    for curve in drift:
+        levels = curve["snr_db"]
+        assert len(levels) == {"cube": 20, "cat": 2}.get(curve["case"], 3)
+        # An error is never taken back: what it was after a few steps is the most that is left of it later.
+        assert levels == sorted(levels, reverse=True)
 
 
 def test_the_manifest_fits_the_schema_that_lies_beside_it(bundle: Path) -> None:

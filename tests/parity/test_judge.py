@@ -223,4 +223,4 @@ def test_a_target_may_ask_for_more_without_a_reason() -> None:
 
 def test_a_target_that_names_no_gate_gets_the_precision_s_own() -> None:
     found = check({"precision": "fp16"}, ComponentPlan, "a target", ConfigError)
-    assert found.effective_gate == shipped_gates().fp16
+    assert found.effective_gate == shipped_gates().fp16.function

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -107,7 +108,7 @@ class LiteRTExecutor:
         version = versions.installed([RUNTIME_PACKAGE])[RUNTIME_PACKAGE]
         self.runtime = f"{RUNTIME_PACKAGE} {version} (XNNPACK)"
         with captured(f"{component}: loading {path.name}"):
-            self._interpreter: Any = Interpreter(str(path), num_threads=2)
+            self._interpreter: Any = Interpreter(str(path), num_threads=os.cpu_count())
             self._runners: dict[str, Any] = {}
 
     def run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:

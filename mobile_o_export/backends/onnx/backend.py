@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -118,6 +119,8 @@ class OnnxExecutor:
     """ONNX graphs run by ONNX Runtime on the CPU; each is loaded when it is first called."""
 
     def __init__(self, files: Mapping[str, Path], component: str) -> None:
+        # It would look up its maker's host, and keep a database in the user's cache.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         try:
             import onnxruntime
         except ImportError as error:

@@ -48,8 +48,9 @@ def convert(spec: GraphSpec, graph: nn.Module, path: Path, settings: OnnxOptions
             f"torch wrote opset {model.graph.opset_imports['']} where the target asks for {settings.opset}"
         )
     model.ir_version = settings.ir_version
+    model.graph.name = spec.name
     _name_axes(model.graph, spec)
-    _strip(model)
+    _clean(model)
     program.save(str(path), external_data=True)
     return {node.op_type for node in model.graph.all_nodes()}
 
@@ -69,13 +70,15 @@ def _name_axes(graph: Any, spec: GraphSpec) -> None:
                 value.shape = None
 
 
-def _strip(model: Any) -> None:
-    """Removes stack traces and other notes that name files of this machine."""
+def _clean(model: Any) -> None:
+    """Removes what names files of this machine; makes the nodes' names the graph's own."""
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
         node.doc_string = None
+        # onnx.compose refuses to join graphs that have a node's name in common.
+        node.name = f"{model.graph.name}/{node.name}"
         for value in node.outputs:
             value.metadata_props.clear()
     for value in (*model.graph.inputs, *model.graph.initializers.values()):

@@ -1,0 +1,140 @@
+"""Runs whole chains on a bundle's files, from fixed inputs, and judges every stage."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from mobile_o_export.bundle.manifest import Manifest
+from mobile_o_export.bundle.runners import open_target
+from mobile_o_export.errors import ExportError, MissingToolError, PromptTooLongError
+from mobile_o_export.golden import AnswerChain, DrawingChain, Golden
+from mobile_o_export.parity.chain import CHAIN, ChainJudge
+from mobile_o_export.parity.gates import ChainGate
+from mobile_o_export.parity.judge import NO_RUNTIME, Row, Status
+from mobile_o_export.pipelines import conversation, drawing
+from mobile_o_export.pipelines.pipeline import Pipeline
+from mobile_o_export.pipelines.preprocessing import unit_image
+from mobile_o_export.pipelines.prompts import Task
+from mobile_o_export.pipelines.workbench import VISION
+from mobile_o_export.progress import Progress
+
+NO_CHAIN = "no golden chain fits this target; record a golden on a shorter prompt (--prompts)"
+
+Chain = DrawingChain | AnswerChain
+
+
+def chains_over(golden: Golden, components: Collection[str]) -> list[Chain]:
+    """The golden's chains that need none but ``components``."""
+    chains: list[Chain] = [*golden.index.answers, *golden.index.drawings]
+    return [chain for chain in chains if set(_needed(chain)) <= set(components)]
+
+
+def verify_chains(
+    folder: Path, manifest: Manifest, golden: Golden, target: str, progress: Progress
+) -> list[Row]:
+    """The verdict on every stage of every chain that ``target`` has the components of; none if it has none.
+
+    A prompt beyond the target's own limit is no chain of this target; but some chain has to run.
+    """
+    entry = manifest.targets[target]
+    gate = entry.chain_gate
+    chains = chains_over(golden, entry.exported)
+    if not chains:
+        return []
+    assert gate is not None
+    case = ""
+
+    def say(phrase: str) -> None:
+        progress(target, CHAIN, f"{case}: {phrase}")
+
+    rows: list[Row] = []
+    with open_target(folder, manifest, target, say=say) as pipeline:
+        for chain in chains:
+            case = chain.name
+            try:
+                if isinstance(chain, AnswerChain):
+                    rows += _answer_rows(pipeline, golden, chain, target, gate)
+                else:
+                    rows += _drawing_rows(pipeline, golden, chain, target, gate)
+            except PromptTooLongError:
+                continue
+            except ExportError as error:
+                status = Status.NOT_RUN if isinstance(error, MissingToolError) else Status.FAILED
+                judge = ChainJudge(target, _runtime(pipeline), gate)
+                rows.append(judge.row(_task(chain), case, "", status, str(error)))
+    return rows or [ChainJudge(target, NO_RUNTIME, gate).row("", "", "", Status.FAILED, NO_CHAIN)]
+
+
+def _task(chain: Chain) -> Task:
+    if isinstance(chain, AnswerChain):
+        return Task.DESCRIBE
+    return Task.GENERATE if chain.pixels is None else Task.EDIT
+
+
+def _needed(chain: Chain) -> tuple[str, ...]:
+    match _task(chain):
+        case Task.DESCRIBE:
+            return (VISION, *conversation.COMPONENTS)
+        case Task.EDIT:
+            return (VISION, *drawing.COMPONENTS)
+        case _:
+            return drawing.COMPONENTS
+
+
+def _runtime(pipeline: Pipeline) -> str:
+    return ", ".join(dict.fromkeys(pipeline.runtimes.values())) or NO_RUNTIME
+
+
+def _answer_rows(
+    pipeline: Pipeline, golden: Golden, chain: AnswerChain, target: str, gate: ChainGate
+) -> list[Row]:
+    """Picture → features → the prompt's logits → greedy tokens."""
+    answer = pipeline.describe(
+        golden.tensor(chain.pixels), chain.question, max_tokens=len(chain.tokens), stop=False
+    )
+    first, *_ = [token.logits for token in answer]
+    judge = ChainJudge(target, _runtime(pipeline), gate)
+    place = Task.DESCRIBE, chain.name
+    stages = (
+        ("image_features", chain.image_features, answer.image_features, gate.image_features_db),
+        ("logits", chain.logits, first[None, None], gate.logits_db),
+    )
+    return [
+        *(judge.stage(*place, name, golden.tensor(key), found, least) for name, key, found, least in stages),
+        judge.tokens(
+            *place,
+            chain.tokens,
+            golden.tensor(chain.candidates),
+            golden.tensor(chain.candidate_logits),
+            golden.tensor(chain.spread),
+            answer.tokens,
+        ),
+    ]
+
+
+def _drawing_rows(
+    pipeline: Pipeline, golden: Golden, chain: DrawingChain, target: str, gate: ChainGate
+) -> list[Row]:
+    """Prompt → hidden states → conditioning → the latent after every step → image."""
+    latent, steps = golden.tensor(chain.initial_latent), len(chain.latents)
+    if chain.pixels is None:
+        drawing = pipeline.generate(chain.prompt, steps=steps, guidance=chain.guidance, latent=latent)
+    else:
+        pixels = golden.tensor(chain.pixels)
+        drawing = pipeline.edit(pixels, chain.prompt, steps=steps, guidance=chain.guidance, latent=latent)
+    judge = ChainJudge(target, _runtime(pipeline), gate)
+    place = _task(chain), chain.name
+    stages = (
+        ("hidden_states", chain.hidden_states, drawing.hidden_states, gate.hidden_states_db),
+        ("conditional", chain.conditional, drawing.conditioning.conditional, gate.conditioning_db),
+        ("unconditional", chain.unconditional, drawing.conditioning.unconditional, gate.conditioning_db),
+    )
+    return [
+        *(judge.stage(*place, name, golden.tensor(key), found, least) for name, key, found, least in stages),
+        *(
+            judge.latent(*place, index + 1, golden.tensor(key), found)
+            for index, (key, found) in enumerate(zip(chain.latents, drawing.latents, strict=True))
+        ),
+        judge.image(*place, unit_image(golden.tensor(chain.image)), unit_image(drawing.image)),
+    ]

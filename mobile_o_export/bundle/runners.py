@@ -1,0 +1,127 @@
+"""A bundle's files behind the interface that the tasks run over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from mobile_o_export.backends.base import Artifact
+from mobile_o_export.backends.registry import backend
+from mobile_o_export.bundle.manifest import (
+    CONFIG_FOLDER,
+    TOKENIZER_FOLDER,
+    ComponentEntry,
+    DamagedBundleError,
+    Manifest,
+    damage,
+    read_manifest,
+)
+from mobile_o_export.errors import UsageError
+from mobile_o_export.pipelines.pipeline import Pipeline
+from mobile_o_export.pipelines.runner import Limits
+from mobile_o_export.pipelines.settings import Settings
+from mobile_o_export.pipelines.tokenizer import Tokenizer
+from mobile_o_export.pipelines.workbench import Workbench
+from mobile_o_export.progress import Say, silent
+from mobile_o_export.session import Session
+from mobile_o_export.strict import nearest
+
+
+class BundleRunners:
+    """The components of one target of a bundle."""
+
+    def __init__(self, folder: Path, manifest: Manifest, target: str) -> None:
+        self._folder = folder
+        self._manifest = manifest
+        self._target = target
+        sequence = manifest.targets[target].sequence
+        self.limits = Limits(target, sequence.longest, sequence.context)
+
+    def require(self, names: Sequence[str]) -> None:
+        """Raises UsageError unless the components ``names`` were exported."""
+        for name in names:
+            self._entry(name)
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[Session]:
+        """The component ``name``, run by whatever runtime of its format this host has.
+
+        Raises:
+            MissingToolError: this host has none.
+            ExportError: the files cannot be loaded.
+        """
+        entry = self._entry(name)
+        vendor = backend(self._manifest.targets[self._target].backend)
+        with vendor.open(Artifact(entry.graphs), self._folder / entry.folder, name) as executor:
+            graphs = [graph.spec for graph in entry.graphs]
+            yield Session(self._manifest.functions[name], graphs, executor)
+
+    def _entry(self, name: str) -> ComponentEntry:
+        entry = self._manifest.targets[self._target].components.get(name)
+        if entry is None or entry.skipped is not None:
+            why = "was not exported" if entry is None else f"is skipped: {entry.skipped}"
+            raise UsageError(
+                f"{self._folder}: this needs {name}, which on {self._target} {why}. Choose another target, "
+                "or export it."
+            )
+        return entry
+
+
+def open_target(
+    folder: Path, manifest: Manifest, target: str, *, keep: bool = True, say: Say = silent
+) -> Pipeline:
+    """The tasks over one target's files, which are taken to be intact."""
+    settings = Settings.read(folder / CONFIG_FOLDER)
+    tokenizer = Tokenizer(folder / TOKENIZER_FOLDER)
+    runners = BundleRunners(folder, manifest, target)
+    bench = Workbench(runners, tokenizer, settings, keep=keep, say=say)
+    return Pipeline(bench, lambda steps: settings.schedule(steps).start())
+
+
+def open_bundle(
+    folder: Path | str, target: str | None = None, *, keep: bool = True, say: Say = silent
+) -> Pipeline:
+    """The four tasks over the files of a bundle, after checking the hashes of those that are used.
+
+    Args:
+        folder: the bundle.
+        target: one of its targets; may be left out where it has one only.
+        keep: keep components loaded between tasks; without, each is freed after its part.
+        say: told in a short phrase what happens now.
+
+    Raises:
+        BundleError: there is no bundle in ``folder``.
+        DamagedBundleError: a file is missing or changed.
+        UsageError: the target is not in the bundle.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    target = chosen_target(folder, manifest, target)
+    say("hashing its files")
+    if problems := damage(folder, manifest, (target, CONFIG_FOLDER, TOKENIZER_FOLDER)):
+        raise DamagedBundleError(folder, problems)
+    return open_target(folder, manifest, target, keep=keep, say=say)
+
+
+def chosen_target(folder: Path, manifest: Manifest, target: str | None) -> str:
+    """``target``, or the only one there is.
+
+    Raises:
+        UsageError: it is not in the bundle, or there are several to choose from.
+    """
+    if target is None:
+        if len(manifest.targets) == 1:
+            return next(iter(manifest.targets))
+        raise UsageError(f"{folder}: say which target: --target {' or '.join(manifest.targets)}.")
+    require_known(target, manifest.targets, "target", folder)
+    return target
+
+
+def require_known(name: str, known: Iterable[str], kind: str, folder: Path) -> None:
+    """Raises UsageError unless the bundle in ``folder`` has the target or component ``name``."""
+    names = list(known)
+    if name not in names:
+        raise UsageError(
+            f"{folder}: has no {kind} {name!r}.{nearest(name, names)} It has {', '.join(names)}."
+        )

@@ -1,0 +1,193 @@
+"""``describe`` and ``chat``: text from the files of a bundle, as it comes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mobile_o_export.cli.console import ProgressPrinter, seconds_by_stage
+from mobile_o_export.cli.model import Bundle, CheckpointOption, JsonOutput, TargetName, Truncate, open_model
+from mobile_o_export.cli.paths import expanded
+from mobile_o_export.errors import UsageError
+
+if TYPE_CHECKING:
+    from mobile_o_export.pipelines.answering import Answer
+    from mobile_o_export.pipelines.pipeline import Pipeline
+
+MaxTokens = Annotated[int, typer.Option("--max-tokens", help="The longest answer.", metavar="N")]
+
+
+def describe(
+    image: Annotated[Path, typer.Option("--image", help="The picture.", metavar="FILE", callback=expanded)],
+    bundle: Bundle = None,
+    target: TargetName = None,
+    checkpoint: CheckpointOption = None,
+    question: Annotated[
+        str, typer.Option("--question", help="What to answer about it.")
+    ] = "Describe this image.",
+    max_tokens: MaxTokens = 256,
+    truncate: Truncate = False,
+    json_output: JsonOutput = False,
+) -> None:
+    """Answer a question about a picture with a bundle's files.
+
+    The answer is the most likely one (greedy), printed as it comes.
+    """
+    with ProgressPrinter() as progress:
+        progress("describe", "", "opening the model")
+        name, model = open_model(
+            bundle, target, checkpoint, lambda phrase: progress("describe", "", phrase), keep=False
+        )
+        with model:
+            answer = model.describe(image, question, max_tokens=max_tokens, truncate=truncate)
+            _tell(answer, progress, json_output)
+            progress.done("describe", "", _timing(answer))
+    if json_output:
+        content = {"schema": 1, "task": "describe", "image": str(image), "question": question}
+        print(json.dumps({**content, **_content(name, model, answer)}, indent=1))
+
+
+def chat(
+    bundle: Bundle = None,
+    target: TargetName = None,
+    checkpoint: CheckpointOption = None,
+    image: Annotated[
+        Path | None,
+        typer.Option("--image", help="A picture to begin with.", metavar="FILE", callback=expanded),
+    ] = None,
+    max_tokens: MaxTokens = 256,
+    json_output: JsonOutput = False,
+) -> None:
+    """Talk with a bundle's files, about pictures or not.
+
+    A line of stdin is a message. What was said stays in the KV cache: each turn reads only what is new.
+    Lines that begin with a slash are commands: /image FILE shows a picture with the next message, /new starts
+    over, /exit ends. With --json an object a line.
+    """
+    interactive = sys.stdin is not None and sys.stdin.isatty()
+    with ProgressPrinter() as progress:
+        progress("chat", "", "opening the model")
+        name, model = open_model(
+            bundle, target, checkpoint, lambda phrase: progress("chat", "", phrase), keep=False
+        )
+        with model:
+            talk = Talk(model, image, max_tokens)
+            progress.clear()
+            for line in _messages(interactive):
+                try:
+                    answer = talk.said(line)
+                    if answer is None:
+                        continue
+                    _tell(answer, progress, json_output)
+                except UsageError as error:
+                    if not interactive:
+                        raise
+                    progress.done("chat", "", str(error))
+                    continue
+                progress.done("chat", "", _timing(answer))
+                if json_output:
+                    content = {"schema": 1, "task": "chat", "message": line, **_content(name, model, answer)}
+                    print(json.dumps(content), flush=True)
+
+
+class Talk:
+    """A conversation as it is typed: messages and commands."""
+
+    def __init__(self, model: Pipeline, image: Path | None, max_tokens: int) -> None:
+        self._model = model
+        self._image = image
+        self._max_tokens = max_tokens
+        self._conversation = model.chat()
+
+    def said(self, line: str) -> Answer | None:
+        """The answer to a message; None for a command, which is carried out.
+
+        Raises:
+            UsageError: the command is unknown, or the message cannot be answered.
+        """
+        command, _, rest = line.partition(" ")
+        match command:
+            case "/image":
+                self._image = _picture(rest.strip())
+            case "/new":
+                self._conversation, self._image = self._model.chat(), None
+            case _ if command.startswith("/"):
+                raise UsageError(f"{command} is no command; there are /image FILE, /new and /exit.")
+            case _:
+                answer = self._conversation.ask(line, self._image, max_tokens=self._max_tokens)
+                self._image = None
+                return answer
+        return None
+
+
+def _picture(name: str) -> Path:
+    path = expanded(Path(name)) if name else None
+    if path is None or not path.is_file():
+        raise UsageError(f"/image {name}: no such file. Give the path of a picture.")
+    return path
+
+
+def _messages(interactive: bool) -> Iterator[str]:
+    """What the user says, line by line, until /exit or the end of stdin; empty lines say nothing.
+
+    Raises:
+        UsageError: stdin is no text.
+    """
+    try:
+        for line in _typed() if interactive else sys.stdin or ():
+            if line.strip() == "/exit":
+                return
+            if line.strip():
+                yield line.strip()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"stdin is no UTF-8 text: {error}.") from error
+
+
+def _typed() -> Iterator[str]:
+    """Lines from a terminal, with its editing keys."""
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            return
+
+
+def _tell(answer: Answer, progress: ProgressPrinter, json_output: bool) -> None:
+    """Prints the answer as it comes; for JSON it is only computed, and its progress told."""
+    for token in answer:
+        if json_output:
+            progress("answer", "", f"{len(answer.tokens)} tokens")
+        else:
+            progress.clear()
+            sys.stdout.write(token.text)
+            sys.stdout.flush()
+    if not json_output:
+        print()
+
+
+def _timing(answer: Answer) -> str:
+    speed = answer.tokens_per_second
+    rate = "" if speed is None else f", then {speed:.1f} a second"
+    return (
+        f"{len(answer.tokens)} tokens, the first after {seconds_by_stage(answer.prompt_seconds)}{rate}"
+        f"; ended by {answer.stopped}"
+    )
+
+
+def _content(name: str, model: Pipeline, answer: Answer) -> dict[str, Any]:
+    """What JSON says of an answer."""
+    return {
+        "target": name,
+        "runtimes": dict(model.runtimes),
+        "text": answer.text,
+        "tokens": answer.tokens,
+        "stopped": str(answer.stopped),
+        "prompt_tokens": answer.prompt_tokens,
+        "seconds": {**answer.prompt_seconds, "decode": sum(answer.decode_seconds)},
+        "tokens_per_second": answer.tokens_per_second,
+    }

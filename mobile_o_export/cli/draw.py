@@ -1,0 +1,154 @@
+"""``generate`` and ``edit``: a picture from the files of a bundle."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mobile_o_export.cli.console import ProgressPrinter, seconds_by_stage
+from mobile_o_export.cli.model import Bundle, CheckpointOption, JsonOutput, TargetName, Truncate, open_model
+from mobile_o_export.cli.paths import expanded
+from mobile_o_export.errors import UsageError
+
+if TYPE_CHECKING:
+    from mobile_o_export.pipelines.drawing import Drawing
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+JPEG_QUALITY = 95
+
+Out = Annotated[
+    Path,
+    typer.Option("--out", help="The picture's file: .png, .jpg or .webp.", metavar="FILE", callback=expanded),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")]
+Seed = Annotated[int, typer.Option("--seed", help="Of the initial latent; the same seed, the same picture.")]
+Steps = Annotated[
+    int | None, typer.Option("--steps", help="Denoising steps; the model's own by default.", metavar="N")
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option("--guidance", help="Weight of the prompt; the model's own by default.", metavar="G"),
+]
+
+
+def generate(
+    prompt: Annotated[str, typer.Option("--prompt", help="What to draw.")],
+    out: Out,
+    bundle: Bundle = None,
+    target: TargetName = None,
+    checkpoint: CheckpointOption = None,
+    seed: Seed = 0,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    truncate: Truncate = False,
+    overwrite: Overwrite = False,
+    json_output: JsonOutput = False,
+) -> None:
+    """Draw a picture with a bundle's files.
+
+    Every target draws the picture that PyTorch draws with the same seed, up to its precision.
+    """
+    _draw(
+        "generate", bundle, target, checkpoint, None, prompt, out, seed, steps, guidance,
+        truncate=truncate, overwrite=overwrite, json_output=json_output,
+    )  # fmt: skip
+
+
+def edit(
+    image: Annotated[
+        Path, typer.Option("--image", help="The picture to change.", metavar="FILE", callback=expanded)
+    ],
+    prompt: Annotated[str, typer.Option("--prompt", help="How to change it.")],
+    out: Out,
+    bundle: Bundle = None,
+    target: TargetName = None,
+    checkpoint: CheckpointOption = None,
+    seed: Seed = 0,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    truncate: Truncate = False,
+    overwrite: Overwrite = False,
+    json_output: JsonOutput = False,
+) -> None:
+    """Draw a picture anew, changed as the prompt says, with a bundle's files."""
+    _draw(
+        "edit", bundle, target, checkpoint, image, prompt, out, seed, steps, guidance,
+        truncate=truncate, overwrite=overwrite, json_output=json_output,
+    )  # fmt: skip
+
+
+def _draw(
+    task: str,
+    bundle: Path | None,
+    target: str | None,
+    checkpoint: Path | None,
+    image: Path | None,
+    prompt: str,
+    out: Path,
+    seed: int,
+    steps: int | None,
+    guidance: float | None,
+    *,
+    truncate: bool,
+    overwrite: bool,
+    json_output: bool,
+) -> None:
+    _require_place(out, overwrite)
+    with ProgressPrinter() as progress:
+        progress(task, "", "opening the model")
+        name, model = open_model(
+            bundle, target, checkpoint, lambda phrase: progress(task, "", phrase), keep=False
+        )
+        with model:
+            if image is None:
+                drawing = model.generate(prompt, seed=seed, steps=steps, guidance=guidance, truncate=truncate)
+            else:
+                drawing = model.edit(
+                    image, prompt, seed=seed, steps=steps, guidance=guidance, truncate=truncate
+                )
+        _save(drawing, out)
+        progress.done(task, "", seconds_by_stage(drawing.seconds))
+    if not json_output:
+        print(out)
+        return
+    content = {
+        "schema": 1,
+        "task": task,
+        "target": name,
+        "runtimes": dict(model.runtimes),
+        "image": str(out),
+        "prompt": prompt,
+        "prompt_tokens": drawing.prompt_tokens,
+        "seed": seed,
+        "steps": len(drawing.latents),
+        "guidance": model.settings.numbers.guidance if guidance is None else guidance,
+        "seconds": {**drawing.seconds, "total": sum(drawing.seconds.values())},
+        "step_seconds": list(drawing.step_seconds),
+    }
+    print(json.dumps(content, indent=1))
+
+
+def _require_place(out: Path, overwrite: bool) -> None:
+    """Raises UsageError where the picture cannot be written, before any work."""
+    if out.suffix.lower() not in FORMATS:
+        raise UsageError(f"--out {out}: its name must end in {', '.join(FORMATS)}.")
+    if out.is_dir():
+        raise UsageError(f"--out {out}: is a folder. Give the path of a file.")
+    if not out.parent.is_dir():
+        raise UsageError(f"--out {out}: its folder does not exist. Make it first.")
+    if out.exists() and not overwrite:
+        raise UsageError(f"--out {out}: exists already. Choose another name, or --overwrite it.")
+
+
+def _save(drawing: Drawing, out: Path) -> None:
+    """Writes the picture beside its place and then moves it there."""
+    partial = out.with_name(f"{out.name}.{secrets.token_hex(4)}.partial")
+    try:
+        drawing.picture.save(partial, FORMATS[out.suffix.lower()], quality=JPEG_QUALITY)
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,86 @@
+"""Which model a task runs on, as users say it: a bundle's target, or a checkpoint in PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mobile_o_export.cli.paths import expanded
+from mobile_o_export.errors import UsageError
+
+if TYPE_CHECKING:
+    from mobile_o_export.pipelines.pipeline import Pipeline
+    from mobile_o_export.progress import Say
+
+TORCH = "torch"
+"""The target that is no file: the checkpoint itself."""
+
+Bundle = Annotated[
+    Path | None,
+    typer.Argument(
+        help="The bundle's folder; not needed with --target torch.", metavar="[BUNDLE]", callback=expanded
+    ),
+]
+TargetName = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        help="Which target of the bundle, or 'torch' for PyTorch. May be left out if the bundle has one.",
+        metavar="T",
+    ),
+]
+CheckpointOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--checkpoint", help="With --target torch: the checkpoint.", metavar="CKPT", callback=expanded
+    ),
+]
+Truncate = Annotated[
+    bool, typer.Option("--truncate", help="Cut a prompt that is too long at its end, instead of refusing it.")
+]
+JsonOutput = Annotated[
+    bool, typer.Option("--json", help="Print a JSON object with timings instead of plain text.")
+]
+
+
+def open_model(
+    bundle: Path | None, target: str | None, checkpoint: Path | None, say: Say, *, keep: bool
+) -> tuple[str, Pipeline]:
+    """The tasks over what the user named, and the target's name.
+
+    Raises:
+        UsageError: bundle, target and checkpoint do not go together.
+        ExportError: what they name cannot be used.
+    """
+    if target == TORCH:
+        if checkpoint is None:
+            raise UsageError("--target torch runs a checkpoint in PyTorch; say which with --checkpoint CKPT.")
+        from mobile_o_export.checkpoint import Checkpoint
+        from mobile_o_export.reference import torch_pipeline
+
+        opened = Checkpoint.open(checkpoint)
+        if bundle is not None:
+            _require_source(opened.digest, bundle)
+        return TORCH, torch_pipeline(opened, keep=keep, say=say)
+    if checkpoint is not None:
+        raise UsageError("--checkpoint goes with --target torch; a bundle's targets need none. Leave it out.")
+    if bundle is None:
+        raise UsageError("say which model: the folder of a bundle, or --target torch --checkpoint CKPT.")
+    from mobile_o_export.bundle.manifest import read_manifest
+    from mobile_o_export.bundle.runners import chosen_target, open_bundle
+
+    name = chosen_target(bundle, read_manifest(bundle), target)
+    return name, open_bundle(bundle, name, keep=keep, say=say)
+
+
+def _require_source(digest: str, bundle: Path) -> None:
+    """Raises UsageError unless ``bundle`` was made from the checkpoint of that digest."""
+    from mobile_o_export.bundle.manifest import read_manifest
+
+    if read_manifest(bundle).checkpoint.digest != digest:
+        raise UsageError(
+            f"{bundle}: was made from another checkpoint. Give the one that it was made from, or leave the "
+            "bundle out."
+        )

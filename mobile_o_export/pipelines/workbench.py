@@ -1,0 +1,138 @@
+"""What every task works with: runners that load on demand, tokenizer, settings, and a stopwatch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from mobile_o_export.parity.metrics import Array
+from mobile_o_export.pipelines import tasks
+from mobile_o_export.pipelines.answering import TokenSequence
+from mobile_o_export.pipelines.preprocessing import load_picture, pixel_values
+from mobile_o_export.pipelines.prompts import Task
+from mobile_o_export.pipelines.runner import KeptRunners, Runner, Runners
+from mobile_o_export.pipelines.settings import Settings
+from mobile_o_export.pipelines.tokenizer import Tokenizer
+from mobile_o_export.progress import Say
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+VISION, LLM, MCP, DIT, VAE = "vision_encoder", "llm", "mcp", "dit", "vae_decoder"
+
+LOADING = "loading"
+"""The stage of a timing that opens files; the others are called after their component."""
+
+ImageInput: TypeAlias = "Path | str | Picture | Array"
+"""A picture's file, the picture, or the encoder's own input, float32 [1, 3, R, R] in 0..1."""
+
+
+class Stopwatch:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Adds what the body takes to ``stage``."""
+        started = monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + monotonic() - started
+
+
+class Workbench:
+    """One model in one place.
+
+    Attributes:
+        runtimes: what computed each component that was opened.
+    """
+
+    def __init__(
+        self, runners: Runners, tokenizer: Tokenizer, settings: Settings, *, keep: bool, say: Say
+    ) -> None:
+        self._kept = KeptRunners(runners)
+        self._runners: Runners = self._kept if keep else runners
+        self._sequence: TokenSequence | None = None
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.limits = runners.limits
+        self.say = say
+        self.runtimes: dict[str, str] = {}
+
+    def require(self, *names: str) -> None:
+        """Raises UsageError unless the components ``names`` are there."""
+        self._runners.require(names)
+
+    @contextmanager
+    def open(self, name: str, watch: Stopwatch) -> Iterator[Runner]:
+        """The component ``name``, loaded."""
+        with ExitStack() as stack:
+            self.say(f"loading {name}")
+            with watch(LOADING):
+                runner = stack.enter_context(self._runners.open(name))
+            self.runtimes[name] = runner.runtime
+            yield runner
+
+    def keep(self, name: str, watch: Stopwatch) -> Runner:
+        """The component ``name``, loaded until the bench is closed."""
+        self.say(f"loading {name}")
+        with watch(LOADING):
+            runner = self._kept.keep(name)
+        self.runtimes[name] = runner.runtime
+        return runner
+
+    def close(self) -> None:
+        """Frees what is loaded."""
+        self._kept.close()
+
+    def fitted_prompt(
+        self, task: Task, text: str, truncate: bool, longest: int | None = None
+    ) -> tasks.Prompt:
+        """The prompt of ``task``, no longer than the ``longest`` that a conversation has room for, if given.
+
+        Raises:
+            UsageError: it is empty, or longer and may not be cut.
+        """
+        return tasks.fitted_prompt(
+            self.tokenizer,
+            self.settings.templates,
+            task,
+            text,
+            self.settings.numbers.image_tokens,
+            self.limits.source if longest is None else "the conversation",
+            self.limits.prompt if longest is None else longest,
+            truncate,
+        )
+
+    def encode(self, image: ImageInput, watch: Stopwatch) -> Array:
+        """Features [1, N, D] of a picture.
+
+        Raises:
+            UsageError: the file is no picture.
+        """
+        pixels = self._pixels(image)
+        with self.open(VISION, watch) as runner, watch(VISION):
+            self.say("looking at the picture")
+            return runner.run("encode", {"image": pixels})["image_features"]
+
+    def begin_sequence(self, llm: Runner) -> TokenSequence:
+        """A new sequence in the LLM's cache; the one before it is over."""
+        if self._sequence is not None:
+            self._sequence.interrupted = True
+        self._sequence = TokenSequence(llm, self.limits)
+        return self._sequence
+
+    def _pixels(self, image: ImageInput) -> Array:
+        if isinstance(image, np.ndarray):
+            return image
+        picture = load_picture(Path(image)) if isinstance(image, Path | str) else image.convert("RGB")
+        wanted = self.settings.preprocessing
+        return pixel_values(picture, wanted.image_size, square=wanted.square_first)
