@@ -7,7 +7,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
-TARGETS := --target coreml-ane --target litert-cpu --target tensorrt-orin
+NAMES := coreml-ane litert-cpu tensorrt-orin
+TARGETS := $(foreach name,$(NAMES),--target $(name))
+PICTURE := --prompt "a red cube to the left of a blue sphere" --seed 1 --steps 8
 
 READERS := .venv-readers
 
@@ -36,9 +38,20 @@ demo: setup
 	@$(BIN)/mobile-o-export export $(DEMO)/checkpoint $(TARGETS) --bundle-version 0.1.0 --out $(DEMO)/bundle
 	@echo; echo "# 4. what is in it"
 	@cd $(DEMO)/bundle && find . -maxdepth 2 | LC_ALL=C sort
-	@echo; echo "# 5. verified again, as CI would, from the bundle alone"
-	@$(BIN)/mobile-o-export verify $(DEMO)/bundle
-	@echo; echo "The bundle is in $(DEMO)/bundle."
+	@echo; echo "# 5. verified again, as CI would, from the bundle alone: every function, then whole chains"
+	@$(BIN)/mobile-o-export verify $(DEMO)/bundle --pipeline
+	@echo; echo "# 6. one prompt and seed on every target, and in PyTorch (random weights draw patterns, all the same one)"
+	@mkdir -p $(DEMO)/pictures
+	@for target in $(NAMES); do \
+	  $(BIN)/mobile-o-export generate $(DEMO)/bundle --target $$target $(PICTURE) --out $(DEMO)/pictures/$$target.png \
+	  || exit $$?; \
+	done
+	@$(BIN)/mobile-o-export generate --target torch --checkpoint $(DEMO)/checkpoint $(PICTURE) \
+	  --out $(DEMO)/pictures/torch.png
+	@echo; echo "# 7. a question about a picture"
+	@$(BIN)/mobile-o-export describe $(DEMO)/bundle --target litert-cpu --image golden/still-life.png \
+	  --question "What is on the table?" --max-tokens 16
+	@echo; echo "The bundle is in $(DEMO)/bundle, the pictures are in $(DEMO)/pictures."
 
 test: setup
 	$(BIN)/python -m pytest

@@ -11,9 +11,10 @@ import numpy as np
 
 from mobile_o_export.components.registry import component
 from mobile_o_export.components.sizes import sizes
+from mobile_o_export.errors import CheckpointError
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.pipelines.pipeline import Pipeline
-from mobile_o_export.pipelines.prompts import STOPS, Templates
+from mobile_o_export.pipelines.prompts import END_OF_TURN, START_OF_TURN, STOPS, Templates
 from mobile_o_export.pipelines.runner import Limits, Runners
 from mobile_o_export.pipelines.settings import PipelineNumbers, Preprocessing, SchedulerNumbers, Settings
 from mobile_o_export.pipelines.tokenizer import Tokenizer
@@ -111,7 +112,13 @@ def settings(checkpoint: Checkpoint, tokenizer: Tokenizer) -> Settings:
 
     Raises:
         ConfigError: its scheduler cannot be written as numbers.
+        CheckpointError: its tokenizer lacks the tokens of the chat template.
     """
+    if missing := [token for token in (START_OF_TURN, END_OF_TURN) if tokenizer.id_of(token) is None]:
+        raise CheckpointError(
+            f"{checkpoint.path}: the tokenizer does not know {missing[0]} as a token. Copy all of the "
+            "tokenizer's files from the published checkpoint."
+        )
     model, s = checkpoint.config, sizes(checkpoint)
     return Settings(
         numbers=PipelineNumbers(

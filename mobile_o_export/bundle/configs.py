@@ -14,6 +14,7 @@ from mobile_o_export.pipelines.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from mobile_o_export.checkpoint import Checkpoint
 
+TOKENIZER_FILE = "tokenizer.json"
 LICENCE_NOTICE = "LICENCE-WEIGHTS.txt"
 
 
@@ -28,6 +29,9 @@ def write_configs(checkpoint: Checkpoint, folder: Path) -> None:
     for path in checkpoint.tokenizer_files:
         shutil.copyfile(path, folder / TOKENIZER_FOLDER / path.name)
     tokenizer = Tokenizer(folder / TOKENIZER_FOLDER)
+    if not (folder / TOKENIZER_FOLDER / TOKENIZER_FILE).is_file():
+        # What every tokenizers library of the platforms reads.
+        tokenizer.save(folder / TOKENIZER_FOLDER / TOKENIZER_FILE)
     settings = reference.settings(checkpoint, tokenizer)
     settings.write(folder / CONFIG_FOLDER)
     write_vectors(settings, tokenizer, folder / VECTORS_FOLDER)

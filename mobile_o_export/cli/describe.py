@@ -61,6 +61,7 @@ def chat(
         typer.Option("--image", help="A picture to begin with.", metavar="FILE", callback=expanded),
     ] = None,
     max_tokens: MaxTokens = 256,
+    truncate: Truncate = False,
     json_output: JsonOutput = False,
 ) -> None:
     """Talk with a bundle's files, about pictures or not.
@@ -69,6 +70,8 @@ def chat(
     Lines that begin with a slash are commands: /image FILE shows a picture with the next message, /new starts
     over, /exit ends. With --json an object a line.
     """
+    if image is not None:
+        _picture(str(image), "--image")
     interactive = sys.stdin is not None and sys.stdin.isatty()
     with ProgressPrinter() as progress:
         progress("chat", "", "opening the model")
@@ -76,7 +79,7 @@ def chat(
             bundle, target, checkpoint, lambda phrase: progress("chat", "", phrase), keep=False
         )
         with model:
-            talk = Talk(model, image, max_tokens)
+            talk = Talk(model, image, max_tokens, truncate)
             progress.clear()
             for line in _messages(interactive):
                 try:
@@ -98,10 +101,11 @@ def chat(
 class Talk:
     """A conversation as it is typed: messages and commands."""
 
-    def __init__(self, model: Pipeline, image: Path | None, max_tokens: int) -> None:
+    def __init__(self, model: Pipeline, image: Path | None, max_tokens: int, truncate: bool) -> None:
         self._model = model
         self._image = image
         self._max_tokens = max_tokens
+        self._truncate = truncate
         self._conversation = model.chat()
 
     def said(self, line: str) -> Answer | None:
@@ -119,16 +123,18 @@ class Talk:
             case _ if command.startswith("/"):
                 raise UsageError(f"{command} is no command; there are /image FILE, /new and /exit.")
             case _:
-                answer = self._conversation.ask(line, self._image, max_tokens=self._max_tokens)
-                self._image = None
-                return answer
+                # Shown once, even if the question about it cannot be answered.
+                image, self._image = self._image, None
+                return self._conversation.ask(
+                    line, image, max_tokens=self._max_tokens, truncate=self._truncate
+                )
         return None
 
 
-def _picture(name: str) -> Path:
+def _picture(name: str, option: str = "/image") -> Path:
     path = expanded(Path(name)) if name else None
     if path is None or not path.is_file():
-        raise UsageError(f"/image {name}: no such file. Give the path of a picture.")
+        raise UsageError(f"{option} {name}: no such file. Give the path of a picture.")
     return path
 
 

@@ -11,7 +11,7 @@ import typer
 
 from mobile_o_export.cli.console import ProgressPrinter, seconds_by_stage
 from mobile_o_export.cli.model import Bundle, CheckpointOption, JsonOutput, TargetName, Truncate, open_model
-from mobile_o_export.cli.paths import expanded
+from mobile_o_export.cli.paths import expanded, require_output_file
 from mobile_o_export.errors import UsageError
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _draw(
     overwrite: bool,
     json_output: bool,
 ) -> None:
-    _require_place(out, overwrite)
+    _require_place(out, bundle, overwrite)
     with ProgressPrinter() as progress:
         progress(task, "", "opening the model")
         name, model = open_model(
@@ -132,21 +132,18 @@ def _draw(
     print(json.dumps(content, indent=1))
 
 
-def _require_place(out: Path, overwrite: bool) -> None:
+def _require_place(out: Path, bundle: Path | None, overwrite: bool) -> None:
     """Raises UsageError where the picture cannot be written, before any work."""
     if out.suffix.lower() not in FORMATS:
         raise UsageError(f"--out {out}: its name must end in {', '.join(FORMATS)}.")
-    if out.is_dir():
-        raise UsageError(f"--out {out}: is a folder. Give the path of a file.")
-    if not out.parent.is_dir():
-        raise UsageError(f"--out {out}: its folder does not exist. Make it first.")
+    require_output_file("--out", out, bundle)
     if out.exists() and not overwrite:
         raise UsageError(f"--out {out}: exists already. Choose another name, or --overwrite it.")
 
 
 def _save(drawing: Drawing, out: Path) -> None:
     """Writes the picture beside its place and then moves it there."""
-    partial = out.with_name(f"{out.name}.{secrets.token_hex(4)}.partial")
+    partial = out.with_name(f".{secrets.token_hex(4)}.partial")
     try:
         drawing.picture.save(partial, FORMATS[out.suffix.lower()], quality=JPEG_QUALITY)
         partial.replace(out)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+from mobile_o_export.errors import UsageError
 
 
 def expanded(path: Path | None) -> Path | None:
@@ -19,3 +22,17 @@ def expanded(path: Path | None) -> Path | None:
 def expanded_all(names: list[str]) -> list[str]:
     """The same for names that may be paths."""
     return [str(expanded(Path(name))) if name.startswith("~") else name for name in names]
+
+
+def require_output_file(option: str, path: Path, bundle: Path | None) -> None:
+    """Raises UsageError where a file cannot be written, or would be one too many in the bundle."""
+    if path.is_dir():
+        raise UsageError(f"{option} {path}: is a folder. Give the path of a file.")
+    if not path.parent.is_dir():
+        raise UsageError(f"{option} {path}: its folder does not exist. Make it first.")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"{option} {path}: cannot be written. Choose a place that you may write to.")
+    if bundle is not None and path.resolve().is_relative_to(bundle.resolve()):
+        raise UsageError(
+            f"{option} {path}: lies in the bundle, which would then hold a file too many. Write it elsewhere."
+        )

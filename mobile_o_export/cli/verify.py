@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mobile_o_export.cli.console import ProgressPrinter
-from mobile_o_export.cli.paths import expanded
+from mobile_o_export.cli.paths import expanded, require_output_file
 from mobile_o_export.cli.plan import Components
 from mobile_o_export.cli.rows import summary
 
@@ -54,7 +53,7 @@ def verify(
         if pipeline and component:
             raise UsageError("--pipeline runs all components in turn; leave --component out.")
         if junit is not None:
-            _require_writable(junit, bundle)
+            require_output_file("--junit", junit, bundle)
         damaged = None
         try:
             rows = verify_bundle(bundle, target or (), component or (), progress, chains=pipeline)
@@ -79,21 +78,4 @@ def verify(
             )
         raise MissingToolError(
             "some targets could not be run on this machine; 'mobile-o-export doctor' says why."
-        )
-
-
-def _require_writable(junit: Path, bundle: Path) -> None:
-    """Raises UsageError where a report cannot be written, or would damage the bundle that it is about."""
-    from mobile_o_export.errors import UsageError
-
-    if not junit.parent.is_dir():
-        raise UsageError(f"--junit {junit}: its folder does not exist. Make it first.")
-    if junit.is_dir():
-        raise UsageError(f"--junit {junit}: is a folder. Give the path of a file.")
-    if not os.access(junit if junit.exists() else junit.parent, os.W_OK):
-        raise UsageError(f"--junit {junit}: cannot be written. Choose a place that you may write to.")
-    if junit.resolve().is_relative_to(bundle.resolve()):
-        raise UsageError(
-            f"--junit {junit}: lies in the bundle, which would then hold a file too many. "
-            "Write the report elsewhere."
         )

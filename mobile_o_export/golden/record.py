@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from mobile_o_export.golden.store import AnswerChain, DrawingChain, Recorder
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.pipelines.noise import initial_latent
 from mobile_o_export.pipelines.preprocessing import load_picture, pixel_values
-from mobile_o_export.pipelines.runner import KeptRunners, Runner, Runners
+from mobile_o_export.pipelines.runner import Runner, Runners
 from mobile_o_export.progress import Say
 from mobile_o_export.reference import TorchRunners, torch_pipeline
 
@@ -81,18 +81,19 @@ class GoldenRecording:
         self._images = images
         self._say = say
         self._request = ""
-        self._kept = KeptRunners(TorchRunners(checkpoint))
-        self._runners = LoggedRunners(self._kept)
-        self._pipeline = torch_pipeline(checkpoint, self._runners, say=self._said)
+        self._runners = LoggedRunners(TorchRunners(checkpoint))
+        self._pipeline = torch_pipeline(checkpoint, self._runners, keep=False, say=self._said)
         self._recorder = Recorder()
         self._seen: set[str] = set()
 
     def record(self, requests: Requests, folder: Path) -> None:
         """Runs ``requests`` and writes the golden into the existing, empty ``folder``."""
-        with closing(self._kept), self._pipeline:
-            for item in requests.describe:
+        for item in requests.describe:
+            # At real size two components at once are gigabytes: each request gives back what it loaded.
+            with self._pipeline:
                 self._describe(item)
-            for request in (*requests.generate, *requests.edit):
+        for request in (*requests.generate, *requests.edit):
+            with self._pipeline:
                 self._draw(request)
         functions = {name: component(name).functions(self._checkpoint) for name in COMPONENT_NAMES}
         versions = installed(["mobile-o-export", "torch", "transformers", "diffusers", "numpy", "pillow"])
@@ -154,7 +155,7 @@ class GoldenRecording:
         embeds = self._runners.take("llm", "embed")
         self._add_each("llm", [f"{name}-embed-{index}" for index in range(len(embeds))], embeds)
         (prefill,) = self._runners.take("llm", "prefill")
-        self._recorder.add("llm", f"{name}-prompt", [prefill, *self._continued(prefill)])
+        self._recorder.add("llm", f"{name}-prompt", self._continued(prefill))
         branches = ("conditional", "unconditional")
         self._add_each("mcp", [f"{name}-{b}" for b in branches], self._runners.take("mcp", "project"))
 
@@ -180,14 +181,14 @@ class GoldenRecording:
         )
 
     def _continued(self, prefill: Call) -> list[Call]:
-        """The decoding of tokens after the prompt that was read last."""
-        logits = prefill[2]["logits"]
+        """The prompt again, and the decoding of tokens after it."""
         with self._runners.open("llm") as llm:
+            logits = llm.run("prefill", prefill[1])["logits"]
             for _ in range(CONTINUED_TOKENS):
                 token = logits[0].argmax(axis=-1).astype(np.int32)[None]
                 logits = llm.run("decode", llm.run("embed", {"input_ids": token}))["logits"]
         self._runners.take("llm", "embed")
-        return self._runners.take("llm", "decode")
+        return self._runners.take("llm", "prefill", "decode")
 
     def _pixels(self, image: str) -> Array:
         config = self._checkpoint.config

@@ -109,5 +109,5 @@ def _not_a_tie(wanted: int, got: int, near: Mapping[int, float], spread: float, 
     """Why ``got`` is no other choice for ``wanted``, or nothing; ``near`` are the likely tokens' logits."""
     if got not in near:
         return ", and it is not among the likely ones"
-    gap = (near[wanted] - near[got]) / spread
-    return "" if gap <= tie else f", whose logit leads by {100 * gap:.2g} %"
+    gap = near[wanted] - near[got]
+    return "" if gap <= tie * spread else f", whose logit leads by {100 * gap / spread:.2g} %"

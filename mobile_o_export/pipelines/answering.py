@@ -12,7 +12,7 @@ import numpy as np
 from mobile_o_export.errors import UsageError
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.pipelines.runner import Limits, Runner
-from mobile_o_export.pipelines.tasks import Prompt, embed, embed_prompt
+from mobile_o_export.pipelines.tasks import Prompt, embed, embed_prompt, finite
 from mobile_o_export.pipelines.tokenizer import TextStream
 
 
@@ -49,6 +49,7 @@ class TokenSequence:
         position: tokens in the cache.
         logits: float32 [1, 1, V], of the last of them.
         interrupted: whether another sequence took the cache over.
+        turn: how many prompts were read.
     """
 
     def __init__(self, llm: Runner, limits: Limits) -> None:
@@ -58,6 +59,7 @@ class TokenSequence:
         self.position = 0
         self.logits: Array = np.empty((1, 1, 0), np.float32)
         self.interrupted = False
+        self.turn = 0
 
     @property
     def room(self) -> int:
@@ -73,6 +75,7 @@ class TokenSequence:
         Raises:
             UsageError: the sequence was interrupted.
         """
+        self.turn += 1
         said = embed_prompt(self._llm, prompt, image_features, self._limits.prompt)
         return self._read(np.concatenate([*self._take_unread(), said], axis=1))
 
@@ -104,12 +107,12 @@ class TokenSequence:
             for index in range(embeds.shape[1]):
                 outputs = self._llm.run("decode", {"inputs_embeds": embeds[:, index : index + 1]})
         self.position += embeds.shape[1]
-        self.logits = outputs["logits"]
+        self.logits = finite("llm", "logits", outputs["logits"])
         return outputs
 
 
 class Answer:
-    """A greedy answer; iterate over it for its tokens, once.
+    """A greedy answer; iterate over it for its tokens, which are computed then.
 
     Attributes:
         prompt_tokens: how long the prompt was, image tokens included.
@@ -131,6 +134,7 @@ class Answer:
         image_features: Array | None,
     ) -> None:
         self._sequence = sequence
+        self._turn = sequence.turn
         self._stream = stream
         self._max_tokens = max_tokens
         self._stops = frozenset(stops)
@@ -154,12 +158,24 @@ class Answer:
         return len(self.decode_seconds) / total if total else None
 
     def __iter__(self) -> Iterator[Token]:
-        """The tokens, as they are computed; the token that ends the turn is not among them."""
+        """The tokens, as they are computed; the token that ends the turn is not among them.
+
+        Raises:
+            UsageError: the conversation has gone on, or another task uses the LLM.
+            GateError: the logits are not finite.
+        """
         while self.stopped is None:
+            if self._sequence.turn != self._turn:
+                raise UsageError("this answer was left for another message. Read it before asking on.")
+            if self.tokens:
+                started = monotonic()
+                self._sequence.read_choice()
+                self.decode_seconds.append(monotonic() - started)
             logits = self._sequence.logits[0, -1]
             token = self._sequence.choose()
             if token in self._stops:
                 self._sequence.drop_choice()
+                self._pieces.append(self._stream.rest())
                 self.stopped = Stopped.END
                 return
             self.tokens.append(token)
@@ -172,7 +188,3 @@ class Answer:
                 piece += self._stream.rest()
             self._pieces.append(piece)
             yield Token(token, piece, logits)
-            if self.stopped is None:
-                started = monotonic()
-                self._sequence.read_choice()
-                self.decode_seconds.append(monotonic() - started)

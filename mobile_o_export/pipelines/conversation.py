@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mobile_o_export.errors import UsageError
+from mobile_o_export.errors import PromptTooLongError, UsageError
 from mobile_o_export.pipelines.answering import Answer, TokenSequence
 from mobile_o_export.pipelines.prompts import Task
 from mobile_o_export.pipelines.workbench import LLM, VISION, ImageInput, Stopwatch, Workbench
@@ -55,6 +55,10 @@ class Conversation:
             prompt = bench.fitted_prompt(Task.CHAT if image is None else Task.DESCRIBE, text, truncate)
         else:
             assert self._sequence is not None
+            if self._sequence.room < 1:
+                raise PromptTooLongError(
+                    f"the cache is full ({self._sequence.position} tokens). Begin a new conversation."
+                )
             task = Task.NEXT_TURN if image is None else Task.NEXT_TURN_WITH_IMAGE
             prompt = bench.fitted_prompt(task, text, truncate, self._sequence.room)
         watch = Stopwatch()

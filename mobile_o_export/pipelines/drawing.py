@@ -15,7 +15,17 @@ from mobile_o_export.pipelines.noise import initial_latent
 from mobile_o_export.pipelines.preprocessing import as_picture
 from mobile_o_export.pipelines.prompts import Task
 from mobile_o_export.pipelines.schedule import require_steps
-from mobile_o_export.pipelines.workbench import DIT, LLM, MCP, VAE, VISION, ImageInput, Stopwatch, Workbench
+from mobile_o_export.pipelines.workbench import (
+    DIT,
+    LLM,
+    MCP,
+    VAE,
+    VISION,
+    ImageInput,
+    Stopwatch,
+    Workbench,
+    checked_array,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -90,7 +100,10 @@ def draw(
     require_steps(steps)
     if not math.isfinite(guidance):
         raise UsageError(f"the guidance {guidance} is no number. The model's own is {numbers.guidance}.")
-    latent = initial_latent(brush.seed, numbers.latent_shape) if brush.latent is None else brush.latent
+    if brush.latent is None:
+        latent = initial_latent(brush.seed, numbers.latent_shape)
+    else:
+        latent = checked_array("the latent", brush.latent, numbers.latent_shape)
     bench.require(*COMPONENTS, *(() if image is None else (VISION,)))
     prompt = bench.fitted_prompt(Task.GENERATE if image is None else Task.EDIT, text, brush.truncate)
     watch = Stopwatch()

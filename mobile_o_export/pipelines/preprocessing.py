@@ -18,6 +18,11 @@ MOST_ELONGATED = 100
 """Long side over short side. The short side is scaled to the model's resolution, so that a picture one
 pixel high would become gigabytes, of which the centre crop keeps nothing worth seeing."""
 
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""What pictures may be; Pillow would start other programs for some of the rest."""
+
+ORIENTATION_TAG = 0x0112
+
 _GREY_16 = "I;16"
 _UNSCALED = ("I", "F")
 """32-bit greyscale: nothing says which value is white."""
@@ -31,12 +36,12 @@ def load_picture(path: Path) -> Picture:
     Raises:
         UsageError: there is no such file, it is no picture, or it is too large or too elongated to be scaled.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     try:
-        with quiet_vendor(), Image.open(path) as opened:
+        with quiet_vendor(), Image.open(path, formats=FORMATS) as opened:
             _require_scalable(path, opened)
-            picture = ImageOps.exif_transpose(opened)
+            picture = _upright(opened)
             if picture.mode.startswith(_GREY_16):
                 picture = Image.fromarray((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8))
             return picture.convert("RGB")
@@ -44,8 +49,25 @@ def load_picture(path: Path) -> Picture:
         raise UsageError(f"{path}: no such image file.") from error
     except Image.DecompressionBombError as error:
         raise UsageError(f"{path}: too large ({error}). Scale the picture down first.") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
+    except (UnidentifiedImageError, OSError, RuntimeError, SyntaxError, ValueError, EOFError) as error:
         raise UsageError(f"{path}: cannot be read as an image: {error}. Give a PNG or JPEG file.") from error
+
+
+def _upright(picture: Picture) -> Picture:
+    """``picture`` turned as its EXIF orientation says; Pillow's own way trips over damage in other tags."""
+    from PIL import Image
+
+    turns: dict[object, Image.Transpose] = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+    turn = turns.get(picture.getexif().get(ORIENTATION_TAG))
+    return picture.copy() if turn is None else picture.transpose(turn)
 
 
 def _require_scalable(path: Path, picture: Picture) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
 
 from mobile_o_export.strict import Strict
 
 IMAGE_TOKEN = "<image>"
 """Stands for the image features; it has no token id of its own."""
 
+START_OF_TURN = "<|im_start|>"
 END_OF_TURN = "<|im_end|>"
 """Ends the system's text, a user's and an assistant's; what an answer stops at."""
 
@@ -17,12 +19,12 @@ STOPS = (END_OF_TURN, "<|endoftext|>")
 SLOT = "{text}"
 """Where the user's own words go in a template."""
 
-_SYSTEM = f"<|im_start|>system\nYou are a helpful assistant.{END_OF_TURN}\n"
+_SYSTEM = f"{START_OF_TURN}system\nYou are a helpful assistant.{END_OF_TURN}\n"
 
 
 def _turn(user: str) -> str:
     """One user turn in Qwen's template, up to where the assistant begins."""
-    return f"<|im_start|>user\n{user}{END_OF_TURN}\n<|im_start|>assistant\n"
+    return f"{START_OF_TURN}user\n{user}{END_OF_TURN}\n{START_OF_TURN}assistant\n"
 
 
 class Task(StrEnum):
@@ -40,7 +42,7 @@ class Task(StrEnum):
 class Templates(Strict):
     """``config/prompts.json``: a template a task; ``{text}`` is the user's, ``<image>`` the features."""
 
-    image_token: str = IMAGE_TOKEN
+    image_token: Literal["<image>"] = "<image>"
     generate: str = _SYSTEM + _turn(f"Please generate image based on the following caption: {SLOT}")
     edit: str = _SYSTEM + _turn(
         f"{IMAGE_TOKEN}\nPlease edit the provided image according to the following description: {SLOT}"

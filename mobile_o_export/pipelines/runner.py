@@ -55,10 +55,11 @@ class Runners(Protocol):
 
 
 class KeptRunners:
-    """Runners that stay loaded from their first use until ``close``."""
+    """Runners of which some stay loaded until ``close``: those that were asked to, or all that are opened."""
 
-    def __init__(self, runners: Runners) -> None:
+    def __init__(self, runners: Runners, keep_all: bool) -> None:
         self._runners = runners
+        self._keep_all = keep_all
         self._stack = ExitStack()
         self._kept: dict[str, Runner] = {}
         self.limits = runners.limits
@@ -69,11 +70,15 @@ class KeptRunners:
 
     @contextmanager
     def open(self, name: str) -> Iterator[Runner]:
-        """The component ``name``; the end of the context leaves it loaded."""
-        yield self.keep(name)
+        """The component ``name``; freed when the context ends, unless it is kept."""
+        if self._keep_all or name in self._kept:
+            yield self.keep(name)
+        else:
+            with self._runners.open(name) as runner:
+                yield runner
 
     def keep(self, name: str) -> Runner:
-        """The component ``name``, loaded now if it was not."""
+        """The component ``name``, loaded now if it was not, until ``close``."""
         if name not in self._kept:
             self._kept[name] = self._stack.enter_context(self._runners.open(name))
         return self._kept[name]

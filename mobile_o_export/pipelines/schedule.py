@@ -34,12 +34,15 @@ class SchedulerConfig(BaseModel):
     The literals are the one form that three multiply-adds a step can express.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
+    class_name: Literal["DPMSolverMultistepScheduler"] = Field(
+        default="DPMSolverMultistepScheduler", alias="_class_name"
+    )
     prediction_type: Literal["flow_prediction"]
     use_flow_sigmas: Literal[True]
     flow_shift: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    num_train_timesteps: int = Field(default=1000, ge=2)
+    num_train_timesteps: int = Field(default=1000, ge=1000)
     algorithm_type: Literal["dpmsolver++"] = "dpmsolver++"
     solver_type: Literal["midpoint"] = "midpoint"
     solver_order: Literal[1, 2] = 2

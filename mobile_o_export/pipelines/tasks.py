@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from mobile_o_export.errors import PromptTooLongError, UsageError
+from mobile_o_export.errors import GateError, PromptTooLongError, UsageError
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.pipelines.prompts import IMAGE_TOKEN, SLOT, Task, Templates
 from mobile_o_export.pipelines.runner import Runner
@@ -80,6 +80,10 @@ def fitted_prompt(
     """
     if not text.strip():
         raise UsageError("the prompt is empty. Say what to draw, change or answer.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the prompt is no UTF-8 text: {error}. Type it in a UTF-8 terminal.") from error
     if IMAGE_TOKEN in text:
         raise UsageError(f"the prompt holds {IMAGE_TOKEN}, which stands for the picture. Leave it out.")
 
@@ -99,7 +103,8 @@ def fitted_prompt(
     ends = tokenizer.ends(text)
     # Cutting a word can change how its rest is divided, so one token less may take another round.
     for kept in range(len(ends) - excess, 0, -1):
-        if (shorter := prompt_of(text[: ends[kept - 1]])).length <= longest:
+        words = text[: ends[kept - 1]]
+        if words.strip() and (shorter := prompt_of(words)).length <= longest:
             return shorter
     needed = prompt_of(SLOT).length
     raise PromptTooLongError(
@@ -122,6 +127,20 @@ def embed(llm: Runner, ids: Array, longest: int) -> Array:
     pieces = [ids[:, start : start + longest] for start in range(0, ids.shape[1], longest)]
     embeds = [llm.run("embed", {"input_ids": piece})["inputs_embeds"] for piece in pieces]
     return embeds[0] if len(embeds) == 1 else np.concatenate(embeds, axis=1)
+
+
+def finite(component: str, name: str, value: Array) -> Array:
+    """``value``, an output of ``component``, which decides what comes next.
+
+    Raises:
+        GateError: it holds NaN or infinity: a black picture or a wrong token would follow without a word.
+    """
+    if not np.isfinite(value).all():
+        raise GateError(
+            f"{component} computed NaN or infinity ({name}): its arithmetic overflows. "
+            "'mobile-o-export verify' says where; export it at a higher precision."
+        )
+    return value
 
 
 def project(mcp: Runner, hidden_states: Array) -> Conditioning:
@@ -155,7 +174,7 @@ def denoise(
                 "timestep": np.array([timestep], np.float32),
                 "conditioning": condition,
             }
-            velocities.append(dit.run("denoise", inputs)["velocity"])
+            velocities.append(finite("dit", "velocity", dit.run("denoise", inputs)["velocity"]))
         steered = velocities[1] + np.float32(guidance) * (velocities[0] - velocities[1])
         latent = scheduler.step(steered, index, latent)
         yield latent
@@ -163,4 +182,5 @@ def denoise(
 
 def decode_latent(vae: Runner, latent: Array, scaling_factor: float) -> Array:
     """The image [1, 3, O, O], nominally in -1..1, of a denoised latent."""
-    return vae.run("decode", {"latent": latent / np.float32(scaling_factor)})["image"]
+    image = vae.run("decode", {"latent": latent / np.float32(scaling_factor)})["image"]
+    return finite("vae_decoder", "image", image)

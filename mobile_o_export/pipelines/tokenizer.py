@@ -52,6 +52,10 @@ class Tokenizer:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
+    def save(self, path: Path) -> None:
+        """Writes it as one ``tokenizer.json``."""
+        self._tokenizer.save(str(path))
+
     def stream(self) -> TextStream:
         """Text of ids that come one by one."""
         return TextStream(self._tokenizer)

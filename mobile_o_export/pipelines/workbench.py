@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import monotonic
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from mobile_o_export.errors import UsageError
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.pipelines import tasks
 from mobile_o_export.pipelines.answering import TokenSequence
@@ -58,8 +59,7 @@ class Workbench:
     def __init__(
         self, runners: Runners, tokenizer: Tokenizer, settings: Settings, *, keep: bool, say: Say
     ) -> None:
-        self._kept = KeptRunners(runners)
-        self._runners: Runners = self._kept if keep else runners
+        self._runners = KeptRunners(runners, keep_all=keep)
         self._sequence: TokenSequence | None = None
         self.tokenizer = tokenizer
         self.settings = settings
@@ -85,13 +85,13 @@ class Workbench:
         """The component ``name``, loaded until the bench is closed."""
         self.say(f"loading {name}")
         with watch(LOADING):
-            runner = self._kept.keep(name)
+            runner = self._runners.keep(name)
         self.runtimes[name] = runner.runtime
         return runner
 
     def close(self) -> None:
         """Frees what is loaded."""
-        self._kept.close()
+        self._runners.close()
 
     def fitted_prompt(
         self, task: Task, text: str, truncate: bool, longest: int | None = None
@@ -131,8 +131,21 @@ class Workbench:
         return self._sequence
 
     def _pixels(self, image: ImageInput) -> Array:
-        if isinstance(image, np.ndarray):
-            return image
-        picture = load_picture(Path(image)) if isinstance(image, Path | str) else image.convert("RGB")
         wanted = self.settings.preprocessing
+        if isinstance(image, np.ndarray):
+            return checked_array("the image", image, (1, 3, wanted.image_size, wanted.image_size))
+        picture = load_picture(Path(image)) if isinstance(image, Path | str) else image.convert("RGB")
         return pixel_values(picture, wanted.image_size, square=wanted.square_first)
+
+
+def checked_array(what: str, value: Array, shape: Sequence[int]) -> Array:
+    """A caller's array as float32.
+
+    Raises:
+        UsageError: it has another shape, or is not finite.
+    """
+    if value.shape != tuple(shape):
+        raise UsageError(f"{what} has shape {list(value.shape)}; this model takes {list(shape)}.")
+    if not np.issubdtype(value.dtype, np.number) or not np.isfinite(value).all():
+        raise UsageError(f"{what} holds values that are no finite numbers.")
+    return value.astype(np.float32, copy=False)

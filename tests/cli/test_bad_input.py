@@ -215,7 +215,7 @@ ONNX = {"backend": "onnx", "sequence": "max_length = 64\ncontext = 1024"}
         ({"name": "golden"}, "the name 'golden' cannot be a folder of a bundle."),
         ({"name": "a b"}, "the name 'a b' cannot be a folder of a bundle. Use letters, digits, - and _,"),
         ({"name": ".."}, "the name '..' cannot be a folder of a bundle."),
-        ({"name": "bundle"}, "and none of bundle, config, golden, tokenizer."),
+        ({"name": "bundle"}, "and none of bundle, config, golden, tokenizer, torch, vectors."),
     ],
     ids=lambda value: " ".join(str(value).split())[:60] if isinstance(value, dict) else "",
 )

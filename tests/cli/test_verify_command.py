@@ -23,7 +23,7 @@ from mobile_o_export.errors import MissingToolError
 
 ROW_KEYS = [
     *("target", "component", "function", "case", "output", "runtime", "status"),
-    *("snr_db", "max_abs", "cosine", "gate", "reason"),
+    *("snr_db", "max_abs", "cosine", "psnr_db", "ssim", "step", "identical_tokens", "gate", "reason"),
 ]
 BACKENDS = "mobile_o_export.backends"
 GRAPH = "tensorrt-orin/mcp/project.onnx"
@@ -47,7 +47,7 @@ def test_an_intact_bundle(cli: Cli, small_bundle: Path, tmp_path: Path) -> None:
     assert outcome.code == 0
     assert re.fullmatch(r"\[ +[\d.]+ s\] tensorrt-orin mcp: verified, passed( \([\d.]+ s\))?\n", outcome.err)
     report = json.loads(outcome.out)
-    assert list(report) == ["schema", "status", "rows"]
+    assert list(report) == ["schema", "status", "drift", "rows"]
     assert (report["schema"], report["status"]) == (1, "passed")
     assert len(report["rows"]) == 4
     for row in report["rows"]:

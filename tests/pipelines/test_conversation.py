@@ -316,7 +316,7 @@ def test_a_later_prompt_that_does_not_fit_is_refused_and_changes_nothing(stage: 
 
 
 def test_a_full_conversation_says_that_it_is_full(stage: Stage) -> None:
-    """BUG (reported): it says "room for -1", and to export anew; a new conversation is the cure."""
+    """Not that there is "room for -1", or that a longer export would help."""
     _, talk = stage(WORDS, context=stage.prompt + 3)
     assert len(list(talk.ask("Hello", max_tokens=100))) == 4
     with pytest.raises(PromptTooLongError, match=r"(?i)new conversation") as refusal:
@@ -397,14 +397,18 @@ def test_a_character_that_was_cut_off_is_replaced(stage: Stage, tokenizer: Token
     assert answer.text == tokenizer.decode(half) == "a \ufffd"
 
 
-@pytest.mark.parametrize("heard", [0, 1])
-def test_an_answer_is_over_when_the_next_question_was_asked(stage: Stage, heard: int) -> None:
-    """BUG (reported): going on is a TypeError, and beginning late gives the second answer's tokens."""
+@pytest.mark.parametrize(("heard", "heard_of_next"), [(0, 0), (1, 0), (0, 1), (1, 1)])
+def test_an_answer_is_over_when_the_next_question_was_asked(
+    stage: Stage, heard: int, heard_of_next: int
+) -> None:
+    """Begun or gone on with too late, it would take the next one's tokens."""
     _, talk = stage([300] * 100)
     first = iter(talk.ask("Hello"))
     for _ in range(heard):
         next(first)
-    talk.ask("Go on")
+    second = iter(talk.ask("Go on"))
+    for _ in range(heard_of_next):
+        next(second)
     with pytest.raises(UsageError):
         next(first)
 

@@ -67,7 +67,7 @@ def test_every_orientation_is_turned_upright(tmp_path: Path, orientation: int) -
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_so_are_photographs(tmp_path: Path, orientation: int) -> None:
-    """JPEG of quality 95 without chroma subsampling is off by 4 levels at most; a wrong turn by hundreds."""
+    """JPEG of quality 95 without chroma subsampling is off by a few levels; a wrong turn by hundreds."""
     path = tmp_path / "turned.jpg"
     stored = Image.fromarray(np.ascontiguousarray(STORED[orientation]))
     stored.save(path, quality=95, subsampling=0, exif=exif(orientation))
@@ -82,7 +82,7 @@ def test_an_orientation_that_does_not_exist_turns_nothing(tmp_path: Path, orient
 
 
 def test_exif_data_of_a_wrong_type_is_no_matter(tmp_path: Path) -> None:
-    """BUG (reported): exif_transpose writes the other tags anew, and fails on this one with struct.error.
+    """Pillow's exif_transpose writes the other tags anew, and fails on this one with struct.error.
 
     The width tag (0x0100, a number) holds a fraction. Viewers show the picture.
     """
@@ -273,7 +273,7 @@ def test_what_is_no_usable_picture_is_refused(tmp_path: Path, name: str) -> None
 
 
 def test_a_damaged_avif_is_refused(tmp_path: Path) -> None:
-    """BUG (reported): its decoder raises RuntimeError, which is not caught: exit code 70."""
+    """Pillow's decoder raises RuntimeError for it."""
     path = tmp_path / "picture.avif"
     content = encoded(RANDOM, "AVIF")
     pixels = content.index(b"mdat") + 8

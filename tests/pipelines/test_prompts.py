@@ -137,7 +137,7 @@ def test_a_limit_that_is_too_small_for_the_template_is_refused(tokenizer: Tokeni
 
 
 def test_what_is_kept_is_not_empty(tokenizer: Tokenizer) -> None:
-    """BUG (reported): a text that begins with blanks is cut to blanks, which would be refused if given."""
+    """A text that begins with blanks is not cut to blanks, which are refused where they are given."""
     text = "            a red cube on a table"
     longest = whole(tokenizer, "    ").length
     with pytest.raises(UsageError):
