@@ -3,8 +3,9 @@
     python benchmarks/speed.py BUNDLE [BUNDLE ...] --checkpoint CKPT [--steps 4] [--tokens 24]
 
 Every target of every bundle, and PyTorch on the checkpoint that they were made from, each in a process of its
-own, on the same prompt, picture and number of threads. Each task runs twice and the second run counts: what
-runtimes do lazily at a first call is then done. ``×`` is PyTorch's time over the target's, of the whole task.
+own, on the same prompt and picture, with its own default number of threads. Each task runs twice and the
+second run counts: what runtimes do lazily at a first call is then done. ``×`` is PyTorch's
+time over the target's.
 The prompt is read once; a token after the first costs one call of decode over the KV cache.
 
 On Linux the Core ML line is the MIL interpreter: a check of the files, no measure of a phone's speed.
@@ -29,7 +30,6 @@ from mobile_o_export.resources import shipped
 PROMPT = "a red cube to the left of a blue sphere on a wooden table"
 QUESTION = "What is on the table, and what colour is each thing?"
 TORCH = "torch"
-STAGES = ("vision_encoder", "llm", "mcp", "dit", "vae_decoder")
 
 
 def measure(place: Path, target: str, steps: int, tokens: int, out: Any) -> None:
@@ -122,6 +122,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--json", type=Path, help="also write everything measured here")
     arguments = parser.parse_args()
+    if arguments.tokens < 2:
+        parser.error("--tokens: 2 or more, for a speed")
     jobs = [(arguments.checkpoint, TORCH)]
     jobs += [(bundle, target) for bundle in arguments.bundle for target in read_manifest(bundle).targets]
     results = []

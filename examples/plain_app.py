@@ -18,8 +18,6 @@ from pathlib import Path
 
 import numpy as np
 
-CONTRACT = "manifest.json"
-
 
 class LiteRTGraphs:
     """A component's graphs: signatures of one .tflite file."""
@@ -58,11 +56,10 @@ class App:
     def __init__(self, bundle, target):
         from tokenizers import Tokenizer
 
-        manifest = json.loads((bundle / CONTRACT).read_text())["targets"][target]
+        manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["targets"][target]
         self.dynamic = manifest["backend"] == "onnx"
         opened = OnnxGraphs if self.dynamic else LiteRTGraphs
         self.buckets = manifest["sequence"]["lengths"]
-        self.context = manifest["sequence"]["context"]
         self.specs = {}
         self.graphs = {}
         for name, component in manifest["components"].items():
@@ -71,14 +68,17 @@ class App:
         self.tokenizer = Tokenizer.from_file(str(bundle / "tokenizer" / "tokenizer.json"))
         config = bundle / "config"
         self.prompts = json.loads((config / "prompts.json").read_text(encoding="utf-8"))
-        self.numbers = json.loads((config / "pipeline.json").read_text())
-        self.scheduler = json.loads((config / "scheduler.json").read_text())
-        self.preprocessing = json.loads((config / "preprocessing.json").read_text())
+        self.numbers = json.loads((config / "pipeline.json").read_text(encoding="utf-8"))
+        self.scheduler = json.loads((config / "scheduler.json").read_text(encoding="utf-8"))
+        self.preprocessing = json.loads((config / "preprocessing.json").read_text(encoding="utf-8"))
 
     # Sequences: the bucket that fits, zeros after the end, and where the end is.
 
     def bucket(self, length):
-        return next(size for size in self.buckets if size >= length)
+        fitting = [size for size in self.buckets if size >= length]
+        if not fitting:
+            sys.exit(f"the prompt has {length} tokens, and {self.buckets[-1]} is the longest there can be")
+        return fitting[0]
 
     def padded(self, array, axis, size):
         room = [(0, 0)] * array.ndim
@@ -90,22 +90,9 @@ class App:
 
     # The five components.
 
-    def encode_image(self, picture):
-        """RGB picture → features [1, N, D]."""
-        wanted = self.preprocessing
-        size = wanted["image_size"]
-        if wanted["square_first"] and picture.width != picture.height:
-            from PIL import Image
-
-            edge = max(picture.size)
-            canvas = Image.new("RGB", (edge, edge))
-            canvas.paste(picture, ((edge - picture.width) // 2, (edge - picture.height) // 2))
-            picture = canvas
-        short = min(picture.size)
-        scaled = tuple(size if side == short else size * side // short for side in picture.size)
-        picture = picture.resize(scaled, 3)  # 3 is bicubic
-        left, top = (scaled[0] - size) // 2, (scaled[1] - size) // 2
-        pixels = np.asarray(picture.crop((left, top, left + size, top + size)), np.float32)
+    def encode_image(self, path):
+        """A picture's file → features [1, N, D]."""
+        pixels = preprocessed(path, self.preprocessing).astype(np.float32)
         image = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None]) / np.float32(255)
         return self.graphs["vision_encoder"].run("encode", {"image": image})["image_features"]
 
@@ -221,9 +208,9 @@ class App:
         image = self.graphs["vae_decoder"].run("decode", {"latent": latent})["image"]
         return np.clip(image / 2 + 0.5, 0, 1)
 
-    def answer(self, picture, question, count):
-        """A picture and a question → the ids of a greedy answer."""
-        features = self.encode_image(picture)
+    def answer(self, path, question, count):
+        """A picture's file and a question → the ids of a greedy answer."""
+        features = self.encode_image(path)
         logits, _ = self.prefill(self.prompt("describe", question, features))
         ids = []
         while len(ids) < count:
@@ -234,6 +221,27 @@ class App:
             if len(ids) < count:
                 logits = self.decode(self.embed_ids([token]))
         return ids
+
+
+def preprocessed(path, wanted):
+    """A picture's file → uint8 RGB [size, size, 3], as vectors/preprocessing.json has it."""
+    from PIL import Image, ImageOps
+
+    picture = ImageOps.exif_transpose(Image.open(path))
+    if picture.mode.startswith("I;16"):
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    picture = picture.convert("RGB")
+    size = wanted["image_size"]
+    if wanted["square_first"] and picture.width != picture.height:
+        edge = max(picture.size)
+        canvas = Image.new("RGB", (edge, edge))
+        canvas.paste(picture, ((edge - picture.width) // 2, (edge - picture.height) // 2))
+        picture = canvas
+    short = min(picture.size)
+    scaled = tuple(size if side == short else int(size * side / short) for side in picture.size)
+    picture = picture.resize(scaled, Image.Resampling.BICUBIC)
+    left, top = (scaled[0] - size) // 2, (scaled[1] - size) // 2
+    return np.asarray(picture.crop((left, top, left + size, top + size)))
 
 
 def noise(seed, shape):
@@ -271,7 +279,7 @@ def main():
         Image.fromarray(pixels).save(arguments.out)
         print(arguments.out)
     else:
-        ids = app.answer(Image.open(arguments.picture).convert("RGB"), arguments.question, arguments.tokens)
+        ids = app.answer(arguments.picture, arguments.question, arguments.tokens)
         print(json.dumps({"tokens": ids, "text": app.tokenizer.decode(ids)}))
 
 

@@ -21,6 +21,7 @@ from mobile_o_export.bundle.manifest import (
     MANIFEST_DIGEST,
     MANIFEST_SCHEMA,
     PARITY_REPORT,
+    SCHEMA,
     CheckpointEntry,
     ComponentEntry,
     Manifest,
@@ -263,7 +264,7 @@ def _manifest(
         tools |= backend(target.backend).probe().versions.keys()
     exported = dict.fromkeys(name for components in entries.values() for name in components)
     return Manifest(
-        schema_version=2,
+        schema_version=SCHEMA,
         bundle_version=bundle_version,
         made_with=versions.installed(sorted(tools)),
         checkpoint=CheckpointEntry(

@@ -10,6 +10,7 @@ from mobile_o_export.backends.base import LowerRequest
 from mobile_o_export.backends.registry import backend
 from mobile_o_export.components.registry import COMPONENT_NAMES, component
 from mobile_o_export.errors import UsageError
+from mobile_o_export.pipelines.schedule import SchedulerConfig
 from mobile_o_export.precision import Precision
 from mobile_o_export.strict import nearest
 
@@ -55,7 +56,8 @@ def plan(
 
     Raises:
         UsageError: a component is unknown.
-        ConfigError: a target's backend or options are wrong.
+        ConfigError: a target's backend or options are wrong, or the checkpoint's scheduler cannot be written
+            as numbers.
     """
     chosen = tuple(components)
     for name in chosen:
@@ -64,6 +66,7 @@ def plan(
                 f"component {name!r} is unknown.{nearest(name, COMPONENT_NAMES)} Use one of "
                 f"{', '.join(COMPONENT_NAMES)}."
             )
+    SchedulerConfig.of(checkpoint.config.diffusion.scheduler)
     names = [name for name in COMPONENT_NAMES if not chosen or name in chosen]
     return tuple(_item(checkpoint, target, name) for target in targets for name in names)
 

@@ -13,7 +13,7 @@ from mobile_o_export.components.registry import component
 from mobile_o_export.components.sizes import sizes
 from mobile_o_export.errors import CheckpointError
 from mobile_o_export.parity.metrics import Array
-from mobile_o_export.pipelines.pipeline import Pipeline
+from mobile_o_export.pipelines.pipeline import TORCH, Pipeline
 from mobile_o_export.pipelines.prompts import END_OF_TURN, START_OF_TURN, STOPS, Templates
 from mobile_o_export.pipelines.runner import Limits, Runners
 from mobile_o_export.pipelines.settings import PipelineNumbers, Preprocessing, SchedulerNumbers, Settings
@@ -150,4 +150,5 @@ def torch_pipeline(
     bench = Workbench(
         runners or TorchRunners(checkpoint), tokenizer, settings(checkpoint, tokenizer), keep=keep, say=say
     )
-    return Pipeline(bench, lambda steps: DiffusersScheduler(checkpoint.config.diffusion.scheduler, steps))
+    config = checkpoint.config.diffusion.scheduler
+    return Pipeline(bench, lambda steps: DiffusersScheduler(config, steps), TORCH)

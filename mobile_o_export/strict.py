@@ -20,7 +20,13 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-StrictT = TypeVar("StrictT", bound=BaseModel)
+class Versioned(BaseModel):
+    """What every file of ours says, of whatever version; the rest of it is not looked at."""
+
+    schema_version: int
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -29,7 +35,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" Did you mean {found[0]!r}?" if found else ""
 
 
-def read_toml(path: Path, model: type[StrictT]) -> StrictT:
+def read_toml(path: Path, model: type[ModelT]) -> ModelT:
     """The TOML file ``path`` as a ``model``.
 
     Raises:
@@ -44,7 +50,7 @@ def read_toml(path: Path, model: type[StrictT]) -> StrictT:
     return check(data, model, str(path), ConfigError)
 
 
-def read_json(path: Path, model: type[StrictT], failure: type[ExportError]) -> StrictT:
+def read_json(path: Path, model: type[ModelT], failure: type[ExportError]) -> ModelT:
     """The JSON file ``path`` as a ``model``; everything wrong with it is a ``failure``."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -55,7 +61,7 @@ def read_json(path: Path, model: type[StrictT], failure: type[ExportError]) -> S
     return check(data, model, str(path), failure)
 
 
-def check(data: Any, model: type[StrictT], where: str, failure: type[ExportError]) -> StrictT:
+def check(data: Any, model: type[ModelT], where: str, failure: type[ExportError]) -> ModelT:
     """``data`` as a ``model``, or a ``failure`` that names what is wrong at ``where``."""
     try:
         return model.model_validate(data)

@@ -19,7 +19,7 @@ from mobile_o_export.pipelines.prompts import Task
 from mobile_o_export.pipelines.workbench import VISION
 from mobile_o_export.progress import Progress
 
-NO_CHAIN = "no golden chain fits this target; record a golden on a shorter prompt (--prompts)"
+NO_CHAIN = "no golden chain of this task fits this target; record a golden on a shorter prompt (--prompts)"
 
 Chain = DrawingChain | AnswerChain
 
@@ -35,7 +35,7 @@ def verify_chains(
 ) -> list[Row]:
     """The verdict on every stage of every chain that ``target`` has the components of; none if it has none.
 
-    A prompt beyond the target's own limit is no chain of this target; but some chain has to run.
+    A prompt beyond the target's own limit is no chain of this target; but some chain of each task has to run.
     """
     entry = manifest.targets[target]
     gate = entry.chain_gate
@@ -49,9 +49,12 @@ def verify_chains(
         progress(target, CHAIN, f"{case}: {phrase}")
 
     rows: list[Row] = []
-    with open_target(folder, manifest, target, say=say) as pipeline:
-        for chain in chains:
-            case = chain.name
+    idle = dict.fromkeys(_task(chain) for chain in chains)
+    # What a chain loads is given back before the next: all of a real model at once is more than its largest part.
+    pipeline = open_target(folder, manifest, target, keep=False, say=say)
+    for chain in chains:
+        case = chain.name
+        with pipeline:
             try:
                 if isinstance(chain, AnswerChain):
                     rows += _answer_rows(pipeline, golden, chain, target, gate)
@@ -63,7 +66,9 @@ def verify_chains(
                 status = Status.NOT_RUN if isinstance(error, MissingToolError) else Status.FAILED
                 judge = ChainJudge(target, _runtime(pipeline), gate)
                 rows.append(judge.row(_task(chain), case, "", status, str(error)))
-    return rows or [ChainJudge(target, NO_RUNTIME, gate).row("", "", "", Status.FAILED, NO_CHAIN)]
+            idle.pop(_task(chain), None)
+    judge = ChainJudge(target, NO_RUNTIME, gate)
+    return rows + [judge.row(task, "", "", Status.FAILED, NO_CHAIN) for task in idle]
 
 
 def _task(chain: Chain) -> Task:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -16,9 +16,10 @@ from mobile_o_export.components.base import FunctionSpec
 from mobile_o_export.errors import BundleError, GateError
 from mobile_o_export.parity.gates import ChainGate, Gate
 from mobile_o_export.precision import Precision
-from mobile_o_export.strict import Strict, read_json
+from mobile_o_export.strict import Strict, Versioned, read_json
 from mobile_o_export.targets import Sequence
 
+SCHEMA: Final = 2
 MANIFEST = "manifest.json"
 MANIFEST_DIGEST = "manifest.sha256"
 MANIFEST_SCHEMA = "manifest.schema.json"
@@ -157,7 +158,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of the bundle in ``folder``.
 
     Raises:
-        BundleError: there is no bundle.
+        BundleError: there is no bundle, or one of another version.
         DamagedBundleError: the manifest is not what was written.
     """
     path = folder / MANIFEST
@@ -173,6 +174,12 @@ def read_manifest(folder: Path) -> Manifest:
     if digest != [sha256(path.read_bytes()).hexdigest()]:
         raise DamagedBundleError(folder, [Damage(MANIFEST, f"does not match {MANIFEST_DIGEST}")])
     try:
+        version = read_json(path, Versioned, GateError).schema_version
+        if version != SCHEMA:
+            raise BundleError(
+                f"{folder}: manifest schema {version}, and this version reads {SCHEMA}. Export it again, or "
+                "use the version of mobile-o-export that made it."
+            )
         return read_json(path, Manifest, GateError)
     except GateError as error:
         raise DamagedBundleError(folder, [Damage(MANIFEST, f"is no manifest ({error})")]) from error

@@ -76,7 +76,7 @@ def open_target(
     tokenizer = Tokenizer(folder / TOKENIZER_FOLDER)
     runners = BundleRunners(folder, manifest, target)
     bench = Workbench(runners, tokenizer, settings, keep=keep, say=say)
-    return Pipeline(bench, lambda steps: settings.schedule(steps).start())
+    return Pipeline(bench, lambda steps: settings.schedule(steps).start(), target)
 
 
 def open_bundle(

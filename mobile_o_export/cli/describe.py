@@ -16,6 +16,8 @@ from mobile_o_export.cli.paths import expanded
 from mobile_o_export.errors import UsageError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
     from mobile_o_export.pipelines.answering import Answer
     from mobile_o_export.pipelines.pipeline import Pipeline
 
@@ -40,16 +42,14 @@ def describe(
     """
     with ProgressPrinter() as progress:
         progress("describe", "", "opening the model")
-        name, model = open_model(
-            bundle, target, checkpoint, lambda phrase: progress("describe", "", phrase), keep=False
-        )
+        model = open_model(bundle, target, checkpoint, lambda phrase: progress("describe", "", phrase))
         with model:
             answer = model.describe(image, question, max_tokens=max_tokens, truncate=truncate)
             _tell(answer, progress, json_output)
             progress.done("describe", "", _timing(answer))
     if json_output:
         content = {"schema": 1, "task": "describe", "image": str(image), "question": question}
-        print(json.dumps({**content, **_content(name, model, answer)}, indent=1))
+        print(json.dumps({**content, **_content(model, answer)}, indent=1))
 
 
 def chat(
@@ -70,16 +70,13 @@ def chat(
     Lines that begin with a slash are commands: /image FILE shows a picture with the next message, /new starts
     over, /exit ends. With --json an object a line.
     """
-    if image is not None:
-        _picture(str(image), "--image")
+    picture = None if image is None else _picture(str(image), "--image")
     interactive = sys.stdin is not None and sys.stdin.isatty()
     with ProgressPrinter() as progress:
         progress("chat", "", "opening the model")
-        name, model = open_model(
-            bundle, target, checkpoint, lambda phrase: progress("chat", "", phrase), keep=False
-        )
+        model = open_model(bundle, target, checkpoint, lambda phrase: progress("chat", "", phrase))
         with model:
-            talk = Talk(model, image, max_tokens, truncate)
+            talk = Talk(model, picture, max_tokens, truncate)
             progress.clear()
             for line in _messages(interactive):
                 try:
@@ -94,14 +91,14 @@ def chat(
                     continue
                 progress.done("chat", "", _timing(answer))
                 if json_output:
-                    content = {"schema": 1, "task": "chat", "message": line, **_content(name, model, answer)}
+                    content = {"schema": 1, "task": "chat", "message": line, **_content(model, answer)}
                     print(json.dumps(content), flush=True)
 
 
 class Talk:
     """A conversation as it is typed: messages and commands."""
 
-    def __init__(self, model: Pipeline, image: Path | None, max_tokens: int, truncate: bool) -> None:
+    def __init__(self, model: Pipeline, image: Picture | None, max_tokens: int, truncate: bool) -> None:
         self._model = model
         self._image = image
         self._max_tokens = max_tokens
@@ -117,25 +114,29 @@ class Talk:
         command, _, rest = line.partition(" ")
         match command:
             case "/image":
-                self._image = _picture(rest.strip())
+                self._image = _picture(rest.strip(), "/image")
             case "/new":
                 self._conversation, self._image = self._model.chat(), None
             case _ if command.startswith("/"):
                 raise UsageError(f"{command} is no command; there are /image FILE, /new and /exit.")
             case _:
-                # Shown once, even if the question about it cannot be answered.
-                image, self._image = self._image, None
-                return self._conversation.ask(
-                    line, image, max_tokens=self._max_tokens, truncate=self._truncate
+                answer = self._conversation.ask(
+                    line, self._image, max_tokens=self._max_tokens, truncate=self._truncate
                 )
+                # A message that was refused is typed again, about the same picture.
+                self._image = None
+                return answer
         return None
 
 
-def _picture(name: str, option: str = "/image") -> Path:
+def _picture(name: str, option: str) -> Picture:
+    """The picture in a file, read now: what is wrong with it is to be told before a question is typed."""
+    from mobile_o_export.pipelines.preprocessing import load_picture
+
     path = expanded(Path(name)) if name else None
-    if path is None or not path.is_file():
-        raise UsageError(f"{option} {name}: no such file. Give the path of a picture.")
-    return path
+    if path is None:
+        raise UsageError(f"{option}: say which file.")
+    return load_picture(path)
 
 
 def _messages(interactive: bool) -> Iterator[str]:
@@ -157,8 +158,10 @@ def _messages(interactive: bool) -> Iterator[str]:
 def _typed() -> Iterator[str]:
     """Lines from a terminal, with its editing keys."""
     while True:
+        # Not by input(), which would write to stdout: there are the answers, for a file perhaps.
+        print("> ", end="", file=sys.stderr, flush=True)
         try:
-            yield input("> ")
+            yield input()
         except EOFError:
             return
 
@@ -185,15 +188,16 @@ def _timing(answer: Answer) -> str:
     )
 
 
-def _content(name: str, model: Pipeline, answer: Answer) -> dict[str, Any]:
+def _content(model: Pipeline, answer: Answer) -> dict[str, Any]:
     """What JSON says of an answer."""
+    seconds = {**answer.prompt_seconds, "decode": sum(answer.decode_seconds)}
     return {
-        "target": name,
+        "target": model.target,
         "runtimes": dict(model.runtimes),
         "text": answer.text,
         "tokens": answer.tokens,
         "stopped": str(answer.stopped),
         "prompt_tokens": answer.prompt_tokens,
-        "seconds": {**answer.prompt_seconds, "decode": sum(answer.decode_seconds)},
+        "seconds": {**seconds, "total": sum(seconds.values())},
         "tokens_per_second": answer.tokens_per_second,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ from mobile_o_export.errors import UsageError
 
 if TYPE_CHECKING:
     from mobile_o_export.pipelines.drawing import Drawing
+    from mobile_o_export.pipelines.pipeline import Pipeline
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 JPEG_QUALITY = 95
@@ -53,9 +55,16 @@ def generate(
     Every target draws the picture that PyTorch draws with the same seed, up to its precision.
     """
     _draw(
-        "generate", bundle, target, checkpoint, None, prompt, out, seed, steps, guidance,
-        truncate=truncate, overwrite=overwrite, json_output=json_output,
-    )  # fmt: skip
+        "generate",
+        bundle,
+        target,
+        checkpoint,
+        lambda model: model.generate(prompt, seed=seed, steps=steps, guidance=guidance, truncate=truncate),
+        {"prompt": prompt, "seed": seed},
+        out,
+        overwrite=overwrite,
+        json_output=json_output,
+    )
 
 
 def edit(
@@ -76,9 +85,16 @@ def edit(
 ) -> None:
     """Draw a picture anew, changed as the prompt says, with a bundle's files."""
     _draw(
-        "edit", bundle, target, checkpoint, image, prompt, out, seed, steps, guidance,
-        truncate=truncate, overwrite=overwrite, json_output=json_output,
-    )  # fmt: skip
+        "edit",
+        bundle,
+        target,
+        checkpoint,
+        lambda model: model.edit(image, prompt, seed=seed, steps=steps, guidance=guidance, truncate=truncate),
+        {"picture": str(image), "prompt": prompt, "seed": seed},
+        out,
+        overwrite=overwrite,
+        json_output=json_output,
+    )
 
 
 def _draw(
@@ -86,30 +102,19 @@ def _draw(
     bundle: Path | None,
     target: str | None,
     checkpoint: Path | None,
-    image: Path | None,
-    prompt: str,
+    drawn: Callable[[Pipeline], Drawing],
+    asked: Mapping[str, str | int],
     out: Path,
-    seed: int,
-    steps: int | None,
-    guidance: float | None,
     *,
-    truncate: bool,
     overwrite: bool,
     json_output: bool,
 ) -> None:
+    """Opens the model, saves what ``drawn`` makes with it, and says so; ``asked`` is repeated in JSON."""
     _require_place(out, bundle, overwrite)
     with ProgressPrinter() as progress:
         progress(task, "", "opening the model")
-        name, model = open_model(
-            bundle, target, checkpoint, lambda phrase: progress(task, "", phrase), keep=False
-        )
-        with model:
-            if image is None:
-                drawing = model.generate(prompt, seed=seed, steps=steps, guidance=guidance, truncate=truncate)
-            else:
-                drawing = model.edit(
-                    image, prompt, seed=seed, steps=steps, guidance=guidance, truncate=truncate
-                )
+        with open_model(bundle, target, checkpoint, lambda phrase: progress(task, "", phrase)) as model:
+            drawing = drawn(model)
         _save(drawing, out)
         progress.done(task, "", seconds_by_stage(drawing.seconds))
     if not json_output:
@@ -118,14 +123,13 @@ def _draw(
     content = {
         "schema": 1,
         "task": task,
-        "target": name,
+        "target": model.target,
         "runtimes": dict(model.runtimes),
         "image": str(out),
-        "prompt": prompt,
+        **asked,
         "prompt_tokens": drawing.prompt_tokens,
-        "seed": seed,
         "steps": len(drawing.latents),
-        "guidance": model.settings.numbers.guidance if guidance is None else guidance,
+        "guidance": drawing.guidance,
         "seconds": {**drawing.seconds, "total": sum(drawing.seconds.values())},
         "step_seconds": list(drawing.step_seconds),
     }

@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from mobile_o_export.pipelines.pipeline import Pipeline
     from mobile_o_export.progress import Say
 
-TORCH = "torch"
-"""The target that is no file: the checkpoint itself."""
-
 Bundle = Annotated[
     Path | None,
     typer.Argument(
@@ -45,15 +42,15 @@ JsonOutput = Annotated[
 ]
 
 
-def open_model(
-    bundle: Path | None, target: str | None, checkpoint: Path | None, say: Say, *, keep: bool
-) -> tuple[str, Pipeline]:
-    """The tasks over what the user named, and the target's name.
+def open_model(bundle: Path | None, target: str | None, checkpoint: Path | None, say: Say) -> Pipeline:
+    """The tasks over what the user named; a component is freed after its part.
 
     Raises:
         UsageError: bundle, target and checkpoint do not go together.
         ExportError: what they name cannot be used.
     """
+    from mobile_o_export.pipelines.pipeline import TORCH
+
     if target == TORCH:
         if checkpoint is None:
             raise UsageError("--target torch runs a checkpoint in PyTorch; say which with --checkpoint CKPT.")
@@ -63,16 +60,14 @@ def open_model(
         opened = Checkpoint.open(checkpoint)
         if bundle is not None:
             _require_source(opened.digest, bundle)
-        return TORCH, torch_pipeline(opened, keep=keep, say=say)
+        return torch_pipeline(opened, keep=False, say=say)
     if checkpoint is not None:
         raise UsageError("--checkpoint goes with --target torch; a bundle's targets need none. Leave it out.")
     if bundle is None:
         raise UsageError("say which model: the folder of a bundle, or --target torch --checkpoint CKPT.")
-    from mobile_o_export.bundle.manifest import read_manifest
-    from mobile_o_export.bundle.runners import chosen_target, open_bundle
+    from mobile_o_export.bundle.runners import open_bundle
 
-    name = chosen_target(bundle, read_manifest(bundle), target)
-    return name, open_bundle(bundle, name, keep=keep, say=say)
+    return open_bundle(bundle, target, keep=False, say=say)
 
 
 def _require_source(digest: str, bundle: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mobile_o_export.cli.console import table
 from mobile_o_export.parity.chain import CHAIN
-from mobile_o_export.parity.judge import Row, Status, verdict
+from mobile_o_export.parity.judge import Row, Status
 
 SHOWN_FAILURES = 20
 SHOWN_STEPS = 5
@@ -57,7 +57,7 @@ def _chains(rows: Sequence[Row]) -> str:
     for target, task, case in dict.fromkeys((row.target, row.function, row.case) for row in rows):
         own = [row for row in rows if (row.target, row.function, row.case) == (target, task, case)]
         passed = sum(row.status is Status.PASSED for row in own)
-        levels = [row.snr_db for row in own if row.step is None and row.snr_db is not None]
+        levels = [row.snr_db for row in own if row.snr_db is not None]
         drift = [row for row in own if row.step is not None]
         result = ""
         for row in own:
@@ -71,13 +71,21 @@ def _chains(rows: Sequence[Row]) -> str:
                 f"{task} {case}".strip(),
                 f"{passed}/{len(own)}",
                 f"{min(levels):.1f}" if levels else "-",
-                " → ".join(f"{row.step}: {row.snr_db or 0:.0f}" for row in _sampled(drift)) or "-",
+                " → ".join(
+                    f"{row.step}: {'-' if row.snr_db is None else round(row.snr_db)}"
+                    for row in _sampled(drift)
+                )
+                or "-",
                 result or "-",
                 _status(own),
             ]
         )
     header = ["target", "chain", "passed", "worst dB", "latents after step, dB", "result", "status"]
     return table(header, lines, right=(2, 3))
+
+
+def _rounded(level: float | None) -> str:
+    return "-" if level is None else f"{level:.0f}"
 
 
 def _sampled(drift: Sequence[Row]) -> list[Row]:
@@ -87,4 +95,5 @@ def _sampled(drift: Sequence[Row]) -> list[Row]:
 
 
 def _status(rows: Sequence[Row]) -> str:
-    return str(verdict(rows)) if any(row.status is Status.FAILED for row in rows) else str(rows[0].status)
+    statuses = {row.status for row in rows}
+    return str(next(s for s in (Status.FAILED, Status.NOT_RUN, Status.PASSED) if s in statuses))

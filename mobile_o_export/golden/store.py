@@ -9,13 +9,13 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from mobile_o_export.components.base import FunctionSpec
 from mobile_o_export.errors import GoldenError
 from mobile_o_export.golden.encoding import Encoding, Stored, decode, encode, key_of
 from mobile_o_export.parity.metrics import Array
-from mobile_o_export.strict import Strict, read_json
+from mobile_o_export.strict import Strict, Versioned, read_json
 
 INDEX = "golden.json"
 TENSORS = "tensors.safetensors"
@@ -122,12 +122,6 @@ class GoldenIndex(Strict):
     sha256: str
 
 
-class GoldenVersion(BaseModel):
-    """What every ``golden.json`` says, of whatever schema."""
-
-    schema_version: int
-
-
 class Golden:
     """An opened golden folder; tensors are read when asked for."""
 
@@ -148,7 +142,7 @@ class Golden:
             raise GoldenError(
                 f"{path}: no golden here ({INDEX} is missing). Make one with 'mobile-o-export golden record'."
             )
-        version = read_json(path / INDEX, GoldenVersion, GoldenError).schema_version
+        version = read_json(path / INDEX, Versioned, GoldenError).schema_version
         if version != SCHEMA:
             raise GoldenError(
                 f"{path}: golden schema {version}, and this version reads {SCHEMA}. Record it again."

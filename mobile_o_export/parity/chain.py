@@ -87,7 +87,9 @@ class ChainJudge:
             min(len(golden), len(actual)),
         )
         reason = ""
-        if same < len(golden):
+        if len(actual) > len(golden):
+            reason = f"the answer has {len(actual)} tokens instead of {len(golden)}"
+        elif same < len(golden):
             if same == len(actual):
                 reason = f"the answer ends after {same} of {len(golden)} tokens"
             else:

@@ -48,7 +48,7 @@ class TokenSequence:
     Attributes:
         position: tokens in the cache.
         logits: float32 [1, 1, V], of the last of them.
-        interrupted: whether another sequence took the cache over.
+        interrupted: whether another sequence took the cache over, or a call failed.
         turn: how many prompts were read.
     """
 
@@ -100,7 +100,12 @@ class TokenSequence:
 
     def _read(self, embeds: Array) -> dict[str, Array]:
         if self.interrupted:
-            raise UsageError("another task has used the LLM since. Begin a new conversation.")
+            raise UsageError(
+                "the conversation was broken off: another task used the LLM, or a call of it failed. Begin a "
+                "new conversation."
+            )
+        # Whatever ends a call in its middle leaves a cache that nobody knows.
+        self.interrupted = True
         if self.position == 0:
             outputs = self._llm.run("prefill", {"inputs_embeds": embeds})
         else:
@@ -108,6 +113,7 @@ class TokenSequence:
                 outputs = self._llm.run("decode", {"inputs_embeds": embeds[:, index : index + 1]})
         self.position += embeds.shape[1]
         self.logits = finite("llm", "logits", outputs["logits"])
+        self.interrupted = False
         return outputs
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
@@ -31,6 +30,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 COMPONENTS = (LLM, MCP, DIT, VAE)
+
+MOST_GUIDANCE = 100.0
+"""Far beyond use, and far from overflow."""
 
 SchedulerFactory = Callable[[int], tasks.Scheduler]
 """A scheduler of a number of steps."""
@@ -63,6 +65,7 @@ class Drawing:
         image: float32 [1, 3, O, O] as the VAE decodes it, nominally in -1..1.
         image_features: [1, N, D] of the picture that was edited, if one was.
         prompt_tokens: how long the prompt was, image tokens included.
+        guidance: weight of the conditional branch.
         hidden_states: [1, K, S, D] of the prompt.
         conditioning: of both guidance branches, each [1, S, F].
         latents: [1, C, Y, X] after each step.
@@ -73,6 +76,7 @@ class Drawing:
     image: Array
     image_features: Array | None
     prompt_tokens: int
+    guidance: float
     hidden_states: Array
     conditioning: tasks.Conditioning
     latents: tuple[Array, ...]
@@ -98,8 +102,10 @@ def draw(
     steps = numbers.steps if brush.steps is None else brush.steps
     guidance = numbers.guidance if brush.guidance is None else brush.guidance
     require_steps(steps)
-    if not math.isfinite(guidance):
-        raise UsageError(f"the guidance {guidance} is no number. The model's own is {numbers.guidance}.")
+    if not abs(guidance) <= MOST_GUIDANCE:
+        raise UsageError(
+            f"the guidance {guidance} is not within ±{MOST_GUIDANCE:g}. The model's is {numbers.guidance}."
+        )
     if brush.latent is None:
         latent = initial_latent(brush.seed, numbers.latent_shape)
     else:
@@ -136,6 +142,7 @@ def draw(
         image=decoded,
         image_features=features,
         prompt_tokens=prompt.length,
+        guidance=guidance,
         hidden_states=hidden,
         conditioning=conditioning,
         latents=tuple(latents),

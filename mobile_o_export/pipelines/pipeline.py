@@ -13,11 +13,19 @@ from mobile_o_export.pipelines.drawing import Brush, Drawing, SchedulerFactory, 
 from mobile_o_export.pipelines.settings import Settings
 from mobile_o_export.pipelines.workbench import ImageInput, Workbench
 
+TORCH = "torch"
+"""The target that is no file: a checkpoint in PyTorch."""
+
 
 class Pipeline:
-    """The tasks; use it in a ``with`` statement. Components are loaded when they are first needed."""
+    """The tasks; use it in a ``with`` statement. Components are loaded when they are first needed.
 
-    def __init__(self, bench: Workbench, scheduler: SchedulerFactory) -> None:
+    Attributes:
+        target: of the bundle whose files these are, or ``TORCH``.
+    """
+
+    def __init__(self, bench: Workbench, scheduler: SchedulerFactory, target: str) -> None:
+        self.target = target
         self._bench = bench
         self._scheduler = scheduler
 

@@ -18,7 +18,10 @@ MOST_ELONGATED = 100
 """Long side over short side. The short side is scaled to the model's resolution, so that a picture one
 pixel high would become gigabytes, of which the centre crop keeps nothing worth seeing."""
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+MOST_PIXELS = 178_956_970
+"""Of a squared picture; as Pillow has it for any."""
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """What pictures may be; Pillow would start other programs for some of the rest."""
 
 ORIENTATION_TAG = 0x0112
@@ -29,9 +32,7 @@ _UNSCALED = ("I", "F")
 
 
 def load_picture(path: Path) -> Picture:
-    """The picture in ``path`` as 8-bit RGB, upright (EXIF orientation applied), transparency ignored.
-
-    16-bit greyscale keeps its high byte, as 16-bit colour does in Pillow.
+    """The picture in ``path`` as :func:`as_rgb` has it.
 
     Raises:
         UsageError: there is no such file, it is no picture, or it is too large or too elongated to be scaled.
@@ -40,11 +41,7 @@ def load_picture(path: Path) -> Picture:
 
     try:
         with quiet_vendor(), Image.open(path, formats=FORMATS) as opened:
-            _require_scalable(path, opened)
-            picture = _upright(opened)
-            if picture.mode.startswith(_GREY_16):
-                picture = Image.fromarray((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8))
-            return picture.convert("RGB")
+            return as_rgb(opened, str(path))
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such image file.") from error
     except Image.DecompressionBombError as error:
@@ -53,9 +50,29 @@ def load_picture(path: Path) -> Picture:
         raise UsageError(f"{path}: cannot be read as an image: {error}. Give a PNG or JPEG file.") from error
 
 
+def as_rgb(picture: Picture, name: str = "the picture") -> Picture:
+    """``picture`` as 8-bit RGB, upright (EXIF orientation applied), transparency ignored.
+
+    16-bit greyscale keeps its high byte, as 16-bit colour does in Pillow.
+
+    Raises:
+        UsageError: it is too elongated to be scaled, or of a kind whose white is anybody's guess.
+    """
+    from PIL import Image
+
+    _require_scalable(name, picture)
+    upright = _upright(picture)
+    if upright.mode.startswith(_GREY_16):
+        upright = Image.fromarray((np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8))
+    return upright.convert("RGB")
+
+
 def _upright(picture: Picture) -> Picture:
     """``picture`` turned as its EXIF orientation says; Pillow's own way trips over damage in other tags."""
     from PIL import Image
+
+    # Pillow turns a TIFF itself while it loads it, and then forgets the tag.
+    picture.load()
 
     turns: dict[object, Image.Transpose] = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -70,26 +87,34 @@ def _upright(picture: Picture) -> Picture:
     return picture.copy() if turn is None else picture.transpose(turn)
 
 
-def _require_scalable(path: Path, picture: Picture) -> None:
+def _require_scalable(name: str, picture: Picture) -> None:
     short, long = sorted(picture.size)
     if long > MOST_ELONGATED * short:
         raise UsageError(
-            f"{path}: is {picture.width} × {picture.height} pixels, more elongated than {MOST_ELONGATED}:1. "
+            f"{name}: is {picture.width} × {picture.height} pixels, more elongated than {MOST_ELONGATED}:1. "
             "Cut out the part that matters."
         )
     if picture.mode in _UNSCALED:
-        raise UsageError(f"{path}: is 32-bit greyscale. Save it with 8 bits a channel.")
+        raise UsageError(f"{name}: is 32-bit greyscale. Save it with 8 bits a channel.")
 
 
 def cropped_pixels(picture: Picture, size: int, *, square: bool) -> Array:
     """RGB picture → uint8 [size, size, 3]: bicubic resize of the shortest edge, then the centre.
 
     With ``square`` (``image_aspect_ratio`` "pad") black bars make the picture square first.
+
+    Raises:
+        UsageError: it would have to be squared, and is too large for that.
     """
     from PIL import Image
 
     if square and picture.width != picture.height:
         edge = max(picture.size)
+        if edge**2 > MOST_PIXELS:
+            raise UsageError(
+                f"a picture of {picture.width} × {picture.height} pixels is too large to be squared. "
+                "Scale it down first."
+            )
         canvas = Image.new("RGB", (edge, edge))
         canvas.paste(picture, ((edge - picture.width) // 2, (edge - picture.height) // 2))
         picture = canvas

@@ -155,7 +155,7 @@ class Integrator:
 def require_steps(steps: int) -> None:
     """Raises UsageError unless a schedule of ``steps`` steps makes sense."""
     if not 1 <= steps <= MOST_STEPS:
-        raise UsageError(f"{steps} steps cannot be run. Choose 1 to {MOST_STEPS}; the model's own is 20.")
+        raise UsageError(f"{steps} steps cannot be run. Choose 1 to {MOST_STEPS}.")
 
 
 def _log_ratio(sigma: float) -> float:

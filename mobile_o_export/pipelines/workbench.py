@@ -14,7 +14,7 @@ from mobile_o_export.errors import UsageError
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.pipelines import tasks
 from mobile_o_export.pipelines.answering import TokenSequence
-from mobile_o_export.pipelines.preprocessing import load_picture, pixel_values
+from mobile_o_export.pipelines.preprocessing import as_rgb, load_picture, pixel_values
 from mobile_o_export.pipelines.prompts import Task
 from mobile_o_export.pipelines.runner import KeptRunners, Runner, Runners
 from mobile_o_export.pipelines.settings import Settings
@@ -134,7 +134,7 @@ class Workbench:
         wanted = self.settings.preprocessing
         if isinstance(image, np.ndarray):
             return checked_array("the image", image, (1, 3, wanted.image_size, wanted.image_size))
-        picture = load_picture(Path(image)) if isinstance(image, Path | str) else image.convert("RGB")
+        picture = load_picture(Path(image)) if isinstance(image, Path | str) else as_rgb(image)
         return pixel_values(picture, wanted.image_size, square=wanted.square_first)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from hashlib import sha256
@@ -131,6 +132,14 @@ def test_preprocessing_vectors_are_what_pillow_does(bundle: Path) -> None:
         assert len(case["samples"]) == 25
         for sample in case["samples"]:
             assert pixels[sample["y"], sample["x"]].tolist() == sample["rgb"]
+
+
+def test_the_plain_app_passes_the_preprocessing_vectors(bundle: Path) -> None:
+    app_code = runpy.run_path(str(ROOT / "examples" / "plain_app.py"))
+    wanted = json.loads((bundle / "config" / "preprocessing.json").read_text(encoding="utf-8"))
+    for case in vectors(bundle, "preprocessing")["cases"]:
+        pixels = app_code["preprocessed"](bundle / "vectors" / case["picture"], wanted)
+        assert sha256(pixels.tobytes()).hexdigest() == case["sha256"], case["picture"]
 
 
 def test_upright_pictures_of_one_scene_come_out_alike(bundle: Path) -> None:

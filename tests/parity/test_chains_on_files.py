@@ -11,11 +11,12 @@ from typing import Any
 import faults
 import pytest
 
+from mobile_o_export.backends.onnx.backend import OnnxBackend
 from mobile_o_export.bundle.chains import NO_CHAIN, verify_chains
 from mobile_o_export.bundle.manifest import read_manifest
 from mobile_o_export.bundle.verify import verify_bundle
 from mobile_o_export.checkpoint import Checkpoint
-from mobile_o_export.errors import UsageError
+from mobile_o_export.errors import MissingToolError, UsageError
 from mobile_o_export.golden import Golden
 from mobile_o_export.parity.judge import Row, Status
 
@@ -70,6 +71,7 @@ def test_a_timestep_that_is_off_shows_from_its_step_on(copy: Path) -> None:
     rows = chains(copy)
     drift = [row.snr_db or 0.0 for row in rows if row.case == CASE and row.step is not None]
     clean = shipped_drift(copy)
+    assert failed_stages(rows)[0].startswith("latent_")
     assert drift[:4] == clean[:4]
     assert all(found < before - 6 for found, before in zip(drift[4:], clean[4:], strict=True))
 
@@ -130,14 +132,27 @@ def test_a_chain_that_cannot_be_run_fails(copy: Path) -> None:
     assert all(row.reason for row in failed)
 
 
-def test_a_target_that_no_prompt_fits_fails(copy: Path) -> None:
-    def shorten(templates: dict[str, str]) -> None:
-        for name in ("generate", "edit", "describe"):
+@pytest.mark.parametrize("tasks", [["generate"], ["edit", "describe"], ["generate", "edit", "describe"]])
+def test_a_task_none_of_whose_prompts_fits_fails(tasks: list[str], copy: Path) -> None:
+    def lengthen(templates: dict[str, str]) -> None:
+        for name in tasks:
             templates[name] = "x " * 600 + templates[name]
 
-    edit_json(copy / "config" / "prompts.json", shorten)
-    (row,) = chains(copy)
-    assert (row.status, row.reason) == (Status.FAILED, NO_CHAIN)
+    edit_json(copy / "config" / "prompts.json", lengthen)
+    rows = chains(copy)
+    failed = [(row.function, row.reason) for row in rows if row.status is Status.FAILED]
+    assert sorted(failed) == sorted((task, NO_CHAIN) for task in tasks)
+    assert not {row.function for row in rows if row.status is Status.PASSED} & set(tasks)
+
+
+def test_a_chain_whose_runtime_is_not_here_was_not_run(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unavailable(*_: object) -> None:
+        raise MissingToolError("no runtime here")
+
+    monkeypatch.setattr(OnnxBackend, "open", unavailable)
+    rows = chains(copy)
+    assert {(row.status, row.reason) for row in rows} == {(Status.NOT_RUN, "no runtime here")}
+    assert len(rows) == 6
 
 
 def test_a_bundle_without_a_task_s_components_has_no_chain(copy: Path) -> None:

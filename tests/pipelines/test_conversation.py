@@ -389,7 +389,7 @@ def test_pieces_add_up_to_the_text(stage: Stage, tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize("end", [[], [END]], ids=["length", "end"])
 def test_a_character_that_was_cut_off_is_replaced(stage: Stage, tokenizer: Tokenizer, end: list[int]) -> None:
-    """BUG (reported) where the model ends its turn: the text is then not that of its tokens."""
+    """Wherever it was cut off, so that the text is that of the tokens."""
     half = tokenizer.encode("a 🎈")[0].tolist()[:-1]
     _, talk = stage([*half, *end])
     answer = talk.ask("Hello", max_tokens=len(half) + len(end))

@@ -234,3 +234,21 @@ def test_onnx_checks_the_file_and_a_plain_session_opens_it(
         session = onnxruntime.InferenceSession(str(copy / file), providers=["CPUExecutionProvider"])
         assert session_tensors(session.get_inputs()) == with_axes(graph.spec.inputs)
         assert session_tensors(session.get_outputs()) == with_axes(graph.spec.outputs)
+
+
+def test_onnx_joins_embeddings_and_decoder_as_they_are(bundle: Path) -> None:
+    """Loops that know no embeddings of their own take the two as one: no name may stand in both."""
+    import onnx.compose
+
+    folder = bundle / "tensorrt-orin" / "llm"
+    joined = onnx.compose.merge_models(
+        onnx.load(folder / "embed.onnx"),
+        onnx.load(folder / "model.onnx"),
+        io_map=[("inputs_embeds", "inputs_embeds")],
+    )
+    onnx.checker.check_model(joined)
+    names = [value.name for value in joined.graph.input]
+    assert "input_ids" in names
+    assert "inputs_embeds" not in names
+    nodes = [node.name for node in joined.graph.node]
+    assert len(nodes) == len(set(nodes)) > 100

@@ -54,11 +54,7 @@ def llm_folder(bundle: Path) -> Path:
 
 def join(source: Path, folder: Path) -> None:
     """Writes embeddings and decoder as one ``model.onnx`` that takes token ids, as optimum looks for it."""
-    # Nodes of both files have the exporter's names, some of them the same.
-    embed = compose.add_prefix(
-        onnx.load(source / "embed.onnx"), "embed/", rename_inputs=False, rename_outputs=False
-    )
-    model = onnx.load(source / "model.onnx")
+    embed, model = onnx.load(source / "embed.onnx"), onnx.load(source / "model.onnx")
     joined = compose.merge_models(embed, model, io_map=[("inputs_embeds", "inputs_embeds")])
     onnx.checker.check_model(joined)
     onnx.save(joined, folder / "model.onnx", save_as_external_data=True, location="model.onnx.data")
