@@ -50,7 +50,7 @@ def verify_chains(
 
     rows: list[Row] = []
     idle = dict.fromkeys(_task(chain) for chain in chains)
-    # What a chain loads is given back before the next: all of a real model at once is more than its largest part.
+    # What a chain loads is given back before the next: a real model is several times its largest part.
     pipeline = open_target(folder, manifest, target, keep=False, say=say)
     for chain in chains:
         case = chain.name
