@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,10 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 from mobile_o_export.checkpoint import Checkpoint
 from mobile_o_export.export import ExportResult, export_bundle
 from mobile_o_export.targets import load_targets, target_names
+
+# A shell starts what it puts in the background with Ctrl-C ignored, and so would be what tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DATA = Path(__file__).parent / "data"
 

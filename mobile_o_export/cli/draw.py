@@ -83,7 +83,10 @@ def edit(
     overwrite: Overwrite = False,
     json_output: JsonOutput = False,
 ) -> None:
-    """Draw a picture anew, changed as the prompt says, with a bundle's files."""
+    """Draw a picture anew, changed as the prompt says.
+
+    Otherwise like generate.
+    """
     _draw(
         "edit",
         bundle,

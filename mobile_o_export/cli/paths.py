@@ -32,7 +32,9 @@ def require_output_file(option: str, path: Path, bundle: Path | None) -> None:
         raise UsageError(f"{option} {path}: its folder does not exist. Make it first.")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise UsageError(f"{option} {path}: cannot be written. Choose a place that you may write to.")
-    if bundle is not None and path.resolve().is_relative_to(bundle.resolve()):
+    if bundle is None or not (bundle / "manifest.json").is_file():
+        return
+    if path.resolve().is_relative_to(bundle.resolve()):
         raise UsageError(
             f"{option} {path}: lies in the bundle, which would then hold a file too many. Write it elsewhere."
         )

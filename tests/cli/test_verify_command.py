@@ -227,7 +227,7 @@ def test_what_the_target_skips(cli: Cli, damaged: Path) -> None:
     cli(*arguments).refused("the chosen targets skip the chosen components. Choose others;")
     nothing = cli("verify", damaged, "--json")
     assert nothing.code == 1
-    assert json.loads(nothing.out) == {"schema": 1, "status": "failed", "rows": []}
+    assert json.loads(nothing.out) == {"schema": 1, "status": "failed", "drift": [], "rows": []}
     assert nothing.err == f"error: {damaged}: nothing was compared.\n"
 
 

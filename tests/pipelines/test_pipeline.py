@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -127,11 +128,11 @@ def test_pixels_a_picture_and_its_file_are_the_same(
     assert all(np.array_equal(drawing.image, drawings[0].image) for drawing in drawings)
 
 
-@pytest.mark.parametrize("guidance", [float("nan"), float("inf"), float("-inf")])
-def test_a_guidance_that_is_no_number_is_refused(reference_checkpoint: Checkpoint, guidance: float) -> None:
+@pytest.mark.parametrize("guidance", [float("nan"), float("inf"), float("-inf"), 1e30, -101.0])
+def test_a_guidance_that_would_overflow_is_refused(reference_checkpoint: Checkpoint, guidance: float) -> None:
     runners = Watched(reference_checkpoint)
     pipeline = torch_pipeline(reference_checkpoint, runners)
-    message = rf"^the guidance {guidance} is no number\. The model's own is 1\.2\.$"
+    message = rf"^the guidance {re.escape(str(guidance))} is not within ±100\. The model's is 1\.2\.$"
     with pytest.raises(UsageError, match=message):
         pipeline.generate("a red cube", guidance=guidance)
     assert not runners.opened
@@ -296,3 +297,17 @@ def test_logits_that_are_not_finite_are_no_answer(model: Pipeline, monkeypatch: 
     spoiling(monkeypatch, "prefill", lambda value: np.full_like(value, np.nan))
     with pytest.raises(ExportError, match=r"NaN|finite"):
         list(model.chat().ask("Hello", max_tokens=2, stop=False))
+
+
+def test_a_conversation_whose_call_failed_does_not_go_on(
+    model: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its cache holds is unknown."""
+    talk = model.chat()
+    with monkeypatch.context() as spoilt:
+        spoiling(spoilt, "prefill", lambda value: np.full_like(value, np.nan))
+        with pytest.raises(ExportError, match="NaN"):
+            talk.ask("Hello")
+    with pytest.raises(UsageError, match="broken off"):
+        talk.ask("Hello again")
+    assert len(list(model.chat().ask("Hello", max_tokens=2, stop=False))) == 2

@@ -16,6 +16,7 @@ from mobile_o_export.parity.metrics import Array
 from mobile_o_export.precision import Precision
 from mobile_o_export.progress import Say
 from mobile_o_export.quiet import captured
+from mobile_o_export.signals import held_back
 from mobile_o_export.strict import Strict, check
 from mobile_o_export.tensors import DType
 
@@ -76,7 +77,8 @@ class LiteRTBackend:
         path = folder / f"{component.name}.tflite"
         what = f"{component.name} for {request.target}: litert-torch"
         progress(f"converting {len(specs)} signature(s)")
-        with captured(what):
+        # Its MLIR bindings crash the process when Ctrl-C raises an exception in their middle.
+        with held_back(), captured(what):
             convert([(spec, component.graph(module, spec, options)) for spec in specs], path)
         del module
         if request.precision is Precision.W16:
