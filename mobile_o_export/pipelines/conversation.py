@@ -50,15 +50,13 @@ class Conversation:
             raise UsageError(f"an answer of {max_tokens} tokens says nothing. Ask for 1 or more.")
         bench = self._bench
         bench.require(*COMPONENTS, *(() if image is None else (VISION,)))
-        first = self._sequence is None
-        if first:
+        if self._sequence is None:
             prompt = bench.fitted_prompt(Task.CHAT if image is None else Task.DESCRIBE, text, truncate)
+        elif self._sequence.room < 1:
+            raise PromptTooLongError(
+                f"the cache is full ({self._sequence.position} tokens). Begin a new conversation."
+            )
         else:
-            assert self._sequence is not None
-            if self._sequence.room < 1:
-                raise PromptTooLongError(
-                    f"the cache is full ({self._sequence.position} tokens). Begin a new conversation."
-                )
             task = Task.NEXT_TURN if image is None else Task.NEXT_TURN_WITH_IMAGE
             prompt = bench.fitted_prompt(task, text, truncate, self._sequence.room)
         watch = Stopwatch()
