@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from time import monotonic
 from types import FrameType
 
-_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Every polite way to stop a process; not each host has all three."""
 
 PATIENCE_SECONDS = 2.0
 """Who signals again after this does not want to wait, whatever happens then."""
@@ -25,7 +26,7 @@ def held_back() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    former = {number: handler for number in _SIGNALS if callable(handler := signal.getsignal(number))}
+    former = {number: handler for number in STOPPING if callable(handler := signal.getsignal(number))}
     received: list[tuple[int, float]] = []
 
     def hold(number: int, frame: FrameType | None) -> None:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from mobile_o_export.backends.base import Artifact
-from mobile_o_export.backends.registry import backend
 from mobile_o_export.bundle.chains import chains_over, verify_chains
 from mobile_o_export.bundle.manifest import (
     GOLDEN_FOLDER,
@@ -19,7 +17,7 @@ from mobile_o_export.bundle.manifest import (
     damage,
     read_manifest,
 )
-from mobile_o_export.bundle.runners import require_known
+from mobile_o_export.bundle.runners import BundleRunners, require_known
 from mobile_o_export.components.base import Continuity, FunctionSpec, GraphSpec
 from mobile_o_export.errors import ExportError, GoldenError, MissingToolError, UsageError
 from mobile_o_export.golden import Case, Golden
@@ -142,15 +140,12 @@ def verify_component(
     progress(target, component, "loading")
     with ExitStack() as stack:
         try:
-            vendor = backend(manifest.targets[target].backend)
-            artifact = Artifact(entry.graphs)
-            executor = stack.enter_context(vendor.open(artifact, folder / entry.folder, component))
+            session = stack.enter_context(BundleRunners(folder, manifest, target).open(component))
         except MissingToolError as error:
             return [_unrun(target, component, entry, Status.NOT_RUN, str(error))]
         except ExportError as error:
             return [_unrun(target, component, entry, Status.FAILED, str(error))]
-        judge = Judge(target, component, executor.runtime, entry.gate)
-        session = Session(manifest.functions[component], [graph.spec for graph in entry.graphs], executor)
+        judge = Judge(target, component, session.runtime, entry.gate)
         longest = manifest.targets[target].sequence.longest
         found = list(
             replay(session, golden, component, longest, judge, lambda case: progress(target, component, case))

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from time import monotonic
 from types import FrameType
 
-_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+from mobile_o_export.signals import STOPPING
 
 DEAF_SECONDS = 2.0
 """An impatient second Ctrl-C must not interrupt the cleaning up that the first one started."""
@@ -47,7 +47,7 @@ def interruptible() -> Iterator[Interruption]:
     Signals that the parent process ignores (``nohup``, a shell's ``&``) stay ignored.
     """
     interruption = Interruption()
-    former = {number: signal.getsignal(number) for number in _SIGNALS}
+    former = {number: signal.getsignal(number) for number in STOPPING}
     wanted = [number for number, handler in former.items() if handler not in (signal.SIG_IGN, None)]
     for number in wanted:
         signal.signal(number, interruption)
@@ -61,7 +61,7 @@ def interruptible() -> Iterator[Interruption]:
 
 def require_no_interruption() -> None:
     """Raises KeyboardInterrupt if a signal came: vendors' bare ``except`` clauses may have swallowed it."""
-    for number in _SIGNALS:
+    for number in STOPPING:
         handler = signal.getsignal(number)
         if isinstance(handler, Interruption) and handler.signal:
             raise KeyboardInterrupt

@@ -32,7 +32,9 @@ def require_output_file(option: str, path: Path, bundle: Path | None) -> None:
         raise UsageError(f"{option} {path}: its folder does not exist. Make it first.")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise UsageError(f"{option} {path}: cannot be written. Choose a place that you may write to.")
-    if bundle is None or not (bundle / "manifest.json").is_file():
+    from mobile_o_export.bundle.manifest import MANIFEST
+
+    if bundle is None or not (bundle / MANIFEST).is_file():
         return
     if path.resolve().is_relative_to(bundle.resolve()):
         raise UsageError(

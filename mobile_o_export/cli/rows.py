@@ -16,9 +16,8 @@ def summary(rows: Sequence[Row]) -> str:
     """The worst value of each component, each chain's drift, then the rows that failed or did not run."""
     alone = [row for row in rows if row.component != CHAIN]
     chains = [row for row in rows if row.component == CHAIN]
-    text = "\n\n".join(
-        part for part in (_functions(alone) if alone else "", _chains(chains) if chains else "") if part
-    )
+    tables = ([_functions(alone)] if alone else []) + ([_chains(chains)] if chains else [])
+    text = "\n\n".join(tables)
     bad = [row for row in rows if row.status is not Status.PASSED]
     for row in bad[:SHOWN_FAILURES]:
         place = " ".join(part for part in (row.function, row.case, row.output) if part)
@@ -71,11 +70,7 @@ def _chains(rows: Sequence[Row]) -> str:
                 f"{task} {case}".strip(),
                 f"{passed}/{len(own)}",
                 f"{min(levels):.1f}" if levels else "-",
-                " → ".join(
-                    f"{row.step}: {'-' if row.snr_db is None else round(row.snr_db)}"
-                    for row in _sampled(drift)
-                )
-                or "-",
+                " → ".join(f"{row.step}: {_rounded(row.snr_db)}" for row in _sampled(drift)) or "-",
                 result or "-",
                 _status(own),
             ]

@@ -16,7 +16,6 @@ from mobile_o_export.golden.requests import Describe, Edit, Generate, Requests
 from mobile_o_export.golden.store import AnswerChain, DrawingChain, Recorder
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.pipelines.noise import initial_latent
-from mobile_o_export.pipelines.preprocessing import load_picture, pixel_values
 from mobile_o_export.pipelines.runner import Runner, Runners
 from mobile_o_export.progress import Say
 from mobile_o_export.reference import TorchRunners, torch_pipeline
@@ -105,10 +104,11 @@ class GoldenRecording:
     def _describe(self, item: Describe) -> None:
         """Question answering: the image, the embeddings, the prompt, decode steps early, middle and deep."""
         self._request = item.name
-        pixels = self._pixels(item.image)
-        answer = self._pipeline.describe(pixels, item.question, max_tokens=item.tokens, stop=False)
+        answer = self._pipeline.describe(
+            self._images / item.image, item.question, max_tokens=item.tokens, stop=False
+        )
         logits = [token.logits for token in answer]
-        self._add_image(item.image)
+        pixels = self._add_image(item.image)
         embeds = self._runners.take("llm", "embed")
         # The prompt's come first, then a token's at a time.
         self._add_each("llm", [f"{item.name}-{part}" for part in ("embed-0", "embed-1", "token")], embeds[:3])
@@ -143,15 +143,14 @@ class GoldenRecording:
         self._request = name = request.name
         latent = initial_latent(request.seed, self._pipeline.settings.numbers.latent_shape)
         steps, guidance = request.steps, request.guidance
-        pixels = self._pixels(request.image) if isinstance(request, Edit) else None
-        if pixels is None:
-            drawing = self._pipeline.generate(request.prompt, steps=steps, guidance=guidance, latent=latent)
-        else:
-            drawing = self._pipeline.edit(
-                pixels, request.prompt, steps=steps, guidance=guidance, latent=latent
-            )
+        pixels = None
         if isinstance(request, Edit):
-            self._add_image(request.image)
+            drawing = self._pipeline.edit(
+                self._images / request.image, request.prompt, steps=steps, guidance=guidance, latent=latent
+            )
+            pixels = self._add_image(request.image)
+        else:
+            drawing = self._pipeline.generate(request.prompt, steps=steps, guidance=guidance, latent=latent)
         embeds = self._runners.take("llm", "embed")
         self._add_each("llm", [f"{name}-embed-{index}" for index in range(len(embeds))], embeds)
         (prefill,) = self._runners.take("llm", "prefill")
@@ -190,17 +189,13 @@ class GoldenRecording:
         self._runners.take("llm", "embed")
         return self._runners.take("llm", "prefill", "decode")
 
-    def _pixels(self, image: str) -> Array:
-        config = self._checkpoint.config
-        picture = load_picture(self._images / image)
-        return pixel_values(picture, config.image_size, square=config.image_aspect_ratio == "pad")
-
-    def _add_image(self, image: str) -> None:
-        """The encoder's call, the first time that ``image`` is looked at."""
-        calls = self._runners.take("vision_encoder", "encode")
+    def _add_image(self, image: str) -> Array:
+        """Records the encoder's call if ``image`` is new; the pixels that it was given, [1, 3, R, R]."""
+        (call,) = self._runners.take("vision_encoder", "encode")
         if image not in self._seen:
             self._seen.add(image)
-            self._add_each("vision_encoder", [Path(image).stem], calls)
+            self._recorder.add("vision_encoder", Path(image).stem, [call])
+        return call[1]["image"]
 
     def _add_each(self, name: str, cases: Sequence[str], calls: Sequence[Call]) -> None:
         """A case a call."""

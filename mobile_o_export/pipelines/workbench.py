@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import monotonic
@@ -75,17 +75,17 @@ class Workbench:
     def open(self, name: str, watch: Stopwatch) -> Iterator[Runner]:
         """The component ``name``, loaded."""
         with ExitStack() as stack:
-            self.say(f"loading {name}")
-            with watch(LOADING):
-                runner = stack.enter_context(self._runners.open(name))
-            self.runtimes[name] = runner.runtime
-            yield runner
+            yield self._loaded(name, watch, lambda: stack.enter_context(self._runners.open(name)))
 
     def keep(self, name: str, watch: Stopwatch) -> Runner:
         """The component ``name``, loaded until the bench is closed."""
+        return self._loaded(name, watch, lambda: self._runners.keep(name))
+
+    def _loaded(self, name: str, watch: Stopwatch, load: Callable[[], Runner]) -> Runner:
+        """What ``load`` gives, with what it took and what computes it."""
         self.say(f"loading {name}")
         with watch(LOADING):
-            runner = self._runners.keep(name)
+            runner = load()
         self.runtimes[name] = runner.runtime
         return runner
 

@@ -49,6 +49,21 @@ def finish(process: subprocess.Popen[str]) -> Outcome:
     return Outcome(process.returncode, out, err)
 
 
+def shown_on(terminal: int) -> str:
+    """Everything that came out at our end of a pseudoterminal, which is closed."""
+    received = b""
+    while True:
+        try:
+            piece = os.read(terminal, 65536)
+        except OSError:
+            break
+        if not piece:
+            break
+        received += piece
+    os.close(terminal)
+    return received.decode()
+
+
 @dataclass(frozen=True)
 class TargetFile:
     """A target's file in parts, to be spoilt one at a time."""

@@ -8,7 +8,7 @@ import pty
 import subprocess
 from pathlib import Path
 
-from cli_harness import start
+from cli_harness import shown_on, start
 
 LINES = ("Hello", "/dance", "/image no-such.png", "<image>", "And now?", "/new", "Hello", "/exit")
 
@@ -23,17 +23,7 @@ def typed(bundle: Path, *lines: str) -> tuple[int, list[dict[str, object]], str]
     with process:
         assert process.stdout is not None
         answers = [json.loads(line) for line in process.stdout]
-    shown = b""
-    while True:
-        try:
-            piece = os.read(ours, 65536)
-        except OSError:
-            break
-        if not piece:
-            break
-        shown += piece
-    os.close(ours)
-    return process.returncode, answers, shown.decode()
+    return process.returncode, answers, shown_on(ours)
 
 
 def test_a_refused_message_is_told_and_the_conversation_goes_on(bundle: Path) -> None:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cli_harness import Outcome, TargetFile, finish, start
+from cli_harness import Outcome, TargetFile, finish, shown_on, start
 
 NOISE = ("Warning", "WARNING", "[W", "[I", "Traceback", "it/s", "%|", "INFO:", "torch.onnx", "scikit", "TF ")
 
@@ -36,17 +36,8 @@ def on_a_terminal(*arguments: object, columns: int = 60) -> tuple[int, str]:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TERM": "xterm"}
     process = start(*arguments, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
-    received = b""
-    while True:
-        try:
-            piece = os.read(ours, 65536)
-        except OSError:
-            break
-        if not piece:
-            break
-        received += piece
-    os.close(ours)
-    return process.wait(), received.decode()
+    received = shown_on(ours)
+    return process.wait(), received
 
 
 @pytest.fixture
