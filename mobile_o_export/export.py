@@ -30,6 +30,7 @@ from mobile_o_export.bundle.manifest import (
     json_schema,
     write_manifest,
 )
+from mobile_o_export.bundle.outcomes import OutcomeWriter
 from mobile_o_export.bundle.verify import finished, verify_component
 from mobile_o_export.components.registry import component
 from mobile_o_export.errors import GateError, MissingToolError, UnsupportedError, UsageError
@@ -215,14 +216,16 @@ def _export_into(
             )
         )
     chain_seconds = {}
+    outcomes = OutcomeWriter(folder, golden)
     for target in targets:
         started = time.monotonic()
-        chained = verify_chains(folder, manifest, golden, target.name, progress)
+        chained = verify_chains(folder, manifest, golden, target.name, progress, outcomes.add)
         memory.release()
         chain_seconds[target.name] = time.monotonic() - started
         if chained:
             progress(target.name, CHAIN, finished(chained))
         rows += chained
+    outcomes.write()
     (folder / PARITY_REPORT).write_text(json.dumps(report_json(rows), indent=1) + "\n")
     write_manifest(folder, manifest.model_copy(update={"files": file_entries(folder)}))
     return ExportResult(folder, tuple(rows), tuple(costs), chain_seconds)
@@ -270,6 +273,10 @@ def _manifest(
         checkpoint=CheckpointEntry(
             digest=checkpoint.digest,
             parameters=sum(tensor.parameters for tensor in checkpoint.tensors.values()),
+            component_parameters={
+                name: sum(tensor.parameters for tensor in checkpoint.component_tensors(name))
+                for name in exported
+            },
             adapter=None if checkpoint.lora is None else checkpoint.lora.digest,
         ),
         functions={name: component(name).functions(checkpoint) for name in exported},

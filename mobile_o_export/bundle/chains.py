@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from mobile_o_export.bundle.manifest import Manifest
@@ -12,7 +12,10 @@ from mobile_o_export.golden import AnswerChain, DrawingChain, Golden
 from mobile_o_export.parity.chain import CHAIN, ChainJudge
 from mobile_o_export.parity.gates import ChainGate
 from mobile_o_export.parity.judge import NO_RUNTIME, Row, Status
-from mobile_o_export.pipelines import conversation, drawing
+from mobile_o_export.pipelines import conversation
+from mobile_o_export.pipelines.answering import Answer
+from mobile_o_export.pipelines.drawing import COMPONENTS as DRAWING_COMPONENTS
+from mobile_o_export.pipelines.drawing import Drawing
 from mobile_o_export.pipelines.pipeline import Pipeline
 from mobile_o_export.pipelines.preprocessing import unit_image
 from mobile_o_export.pipelines.prompts import Task
@@ -23,6 +26,13 @@ NO_CHAIN = "no golden chain of this task fits this target; record a golden on a 
 
 Chain = DrawingChain | AnswerChain
 
+Keep = Callable[[str, Chain, Drawing | Answer], None]
+"""Takes what a target made of a chain."""
+
+
+def _forget(_target: str, _chain: Chain, _result: Drawing | Answer) -> None:
+    """Keeps nothing."""
+
 
 def chains_over(golden: Golden, components: Collection[str]) -> list[Chain]:
     """The golden's chains that need none but ``components``."""
@@ -31,11 +41,17 @@ def chains_over(golden: Golden, components: Collection[str]) -> list[Chain]:
 
 
 def verify_chains(
-    folder: Path, manifest: Manifest, golden: Golden, target: str, progress: Progress
+    folder: Path,
+    manifest: Manifest,
+    golden: Golden,
+    target: str,
+    progress: Progress,
+    keep: Keep = _forget,
 ) -> list[Row]:
     """The verdict on every stage of every chain that ``target`` has the components of; none if it has none.
 
     A prompt beyond the target's own limit is no chain of this target; but some chain of each task has to run.
+    ``keep`` is given what every chain came to.
     """
     entry = manifest.targets[target]
     gate = entry.chain_gate
@@ -49,7 +65,7 @@ def verify_chains(
         progress(target, CHAIN, f"{case}: {phrase}")
 
     rows: list[Row] = []
-    idle = dict.fromkeys(_task(chain) for chain in chains)
+    idle = dict.fromkeys(task_of(chain) for chain in chains)
     # What a chain loads is given back before the next: a real model is several times its largest part.
     pipeline = open_target(folder, manifest, target, keep=False, say=say)
     for chain in chains:
@@ -57,34 +73,38 @@ def verify_chains(
         with pipeline:
             try:
                 if isinstance(chain, AnswerChain):
-                    rows += _answer_rows(pipeline, golden, chain, target, gate)
+                    answer, found = _answer_rows(pipeline, golden, chain, target, gate)
+                    keep(target, chain, answer)
                 else:
-                    rows += _drawing_rows(pipeline, golden, chain, target, gate)
+                    drawing, found = _drawing_rows(pipeline, golden, chain, target, gate)
+                    keep(target, chain, drawing)
+                rows += found
             except PromptTooLongError:
                 continue
             except ExportError as error:
                 status = Status.NOT_RUN if isinstance(error, MissingToolError) else Status.FAILED
                 judge = ChainJudge(target, _runtime(pipeline), gate)
-                rows.append(judge.row(_task(chain), case, "", status, str(error)))
-            idle.pop(_task(chain), None)
+                rows.append(judge.row(task_of(chain), case, "", status, str(error)))
+            idle.pop(task_of(chain), None)
     judge = ChainJudge(target, NO_RUNTIME, gate)
     return rows + [judge.row(task, "", "", Status.FAILED, NO_CHAIN) for task in idle]
 
 
-def _task(chain: Chain) -> Task:
+def task_of(chain: Chain) -> Task:
+    """What ``chain`` does."""
     if isinstance(chain, AnswerChain):
         return Task.DESCRIBE
     return Task.GENERATE if chain.pixels is None else Task.EDIT
 
 
 def _needed(chain: Chain) -> tuple[str, ...]:
-    match _task(chain):
+    match task_of(chain):
         case Task.DESCRIBE:
             return (VISION, *conversation.COMPONENTS)
         case Task.EDIT:
-            return (VISION, *drawing.COMPONENTS)
+            return (VISION, *DRAWING_COMPONENTS)
         case _:
-            return drawing.COMPONENTS
+            return DRAWING_COMPONENTS
 
 
 def _runtime(pipeline: Pipeline) -> str:
@@ -93,7 +113,7 @@ def _runtime(pipeline: Pipeline) -> str:
 
 def _answer_rows(
     pipeline: Pipeline, golden: Golden, chain: AnswerChain, target: str, gate: ChainGate
-) -> list[Row]:
+) -> tuple[Answer, list[Row]]:
     """Picture → features → the prompt's logits → greedy tokens."""
     answer = pipeline.describe(
         golden.tensor(chain.pixels), chain.question, max_tokens=len(chain.tokens), stop=False
@@ -105,7 +125,7 @@ def _answer_rows(
         ("image_features", chain.image_features, answer.image_features, gate.image_features_db),
         ("logits", chain.logits, first[None, None], gate.logits_db),
     )
-    return [
+    return answer, [
         *(judge.stage(*place, name, golden.tensor(key), found, least) for name, key, found, least in stages),
         judge.tokens(
             *place,
@@ -120,7 +140,7 @@ def _answer_rows(
 
 def _drawing_rows(
     pipeline: Pipeline, golden: Golden, chain: DrawingChain, target: str, gate: ChainGate
-) -> list[Row]:
+) -> tuple[Drawing, list[Row]]:
     """Prompt → hidden states → conditioning → the latent after every step → image."""
     latent, steps = golden.tensor(chain.initial_latent), len(chain.latents)
     if chain.pixels is None:
@@ -129,13 +149,13 @@ def _drawing_rows(
         pixels = golden.tensor(chain.pixels)
         drawing = pipeline.edit(pixels, chain.prompt, steps=steps, guidance=chain.guidance, latent=latent)
     judge = ChainJudge(target, _runtime(pipeline), gate)
-    place = _task(chain), chain.name
+    place = task_of(chain), chain.name
     stages = (
         ("hidden_states", chain.hidden_states, drawing.hidden_states, gate.hidden_states_db),
         ("conditional", chain.conditional, drawing.conditioning.conditional, gate.conditioning_db),
         ("unconditional", chain.unconditional, drawing.conditioning.unconditional, gate.conditioning_db),
     )
-    return [
+    return drawing, [
         *(judge.stage(*place, name, golden.tensor(key), found, least) for name, key, found, least in stages),
         *(
             judge.latent(*place, index + 1, golden.tensor(key), found)

@@ -1,4 +1,7 @@
-"""What an app needs beside the graphs: tokenizer, scheduler, preprocessing, prompts, numbers, vectors."""
+"""What an app needs beside the graphs: tokenizer, scheduler, preprocessing, prompts, numbers, vectors.
+
+And the checkpoint's own tasks, for ``evaluate``.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mobile_o_export import reference
-from mobile_o_export.bundle.manifest import CONFIG_FOLDER, TOKENIZER_FOLDER, VECTORS_FOLDER
+from mobile_o_export.bundle.manifest import CONFIG_FOLDER, EVALUATION_FOLDER, TOKENIZER_FOLDER, VECTORS_FOLDER
 from mobile_o_export.bundle.vectors import write_vectors
+from mobile_o_export.evaluation.tasks import PROMPTS, QUESTIONS
 from mobile_o_export.pipelines.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -20,6 +24,8 @@ LICENCE_NOTICE = "LICENCE-WEIGHTS.txt"
 
 def write_configs(checkpoint: Checkpoint, folder: Path) -> None:
     """Writes ``tokenizer/``, ``config/``, ``vectors/`` and the weights' licence notice into ``folder``.
+
+    And ``evaluation/``, where the checkpoint has tasks.
 
     Raises:
         ConfigError: the checkpoint's scheduler cannot be written as numbers.
@@ -35,4 +41,7 @@ def write_configs(checkpoint: Checkpoint, folder: Path) -> None:
     settings = reference.settings(checkpoint, tokenizer)
     settings.write(folder / CONFIG_FOLDER)
     write_vectors(settings, tokenizer, folder / VECTORS_FOLDER)
+    tasks = checkpoint.path / EVALUATION_FOLDER
+    if any((tasks / name).is_file() for name in (PROMPTS, QUESTIONS)):
+        shutil.copytree(tasks, folder / EVALUATION_FOLDER)
     (folder / LICENCE_NOTICE).write_text(checkpoint.licence, encoding="utf-8")

@@ -28,6 +28,7 @@ GOLDEN_FOLDER = "golden"
 TOKENIZER_FOLDER = "tokenizer"
 CONFIG_FOLDER = "config"
 VECTORS_FOLDER = "vectors"
+EVALUATION_FOLDER = "evaluation"
 """The layout of a bundle."""
 
 SHOWN_DAMAGE = 5
@@ -103,10 +104,15 @@ class TargetEntry(Strict):
 
 
 class CheckpointEntry(Strict):
-    """What the bundle was made from."""
+    """What the bundle was made from.
+
+    Attributes:
+        component_parameters: of each component that was exported, by name.
+    """
 
     digest: str
     parameters: int
+    component_parameters: dict[str, int] = Field(default_factory=dict)
     adapter: str | None = None
 
 
@@ -183,6 +189,11 @@ def read_manifest(folder: Path) -> Manifest:
         return read_json(path, Manifest, GateError)
     except GateError as error:
         raise DamagedBundleError(folder, [Damage(MANIFEST, f"is no manifest ({error})")]) from error
+
+
+def manifest_digest(folder: Path) -> str:
+    """Hex SHA-256 of the manifest of the bundle in ``folder``, which stands for all of its files."""
+    return sha256((folder / MANIFEST).read_bytes()).hexdigest()
 
 
 def file_entries(folder: Path, parts: Collection[str] = ()) -> dict[str, FileEntry]:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from mobile_o_export.atomic import staged_folder
 from mobile_o_export.checkpoint.config import BUILT_IN_DIFFUSION, MobileOConfig
 from mobile_o_export.checkpoint.expected import expected_tensors
-from mobile_o_export.checkpoint.random_tokenizer import write_tokenizer
 from mobile_o_export.checkpoint.random_weights import depths, random_tensor
 from mobile_o_export.checkpoint.reader import RANDOM_MARKER
 from mobile_o_export.checkpoint.safetensors_writer import Entry, shards, write_safetensors
+from mobile_o_export.checkpoint.small_tokenizer import write_tokenizer
 from mobile_o_export.errors import UsageError
 
 if TYPE_CHECKING:

@@ -12,10 +12,12 @@ import typer
 
 from mobile_o_export.cli.console import ProgressPrinter, seconds_by_stage
 from mobile_o_export.cli.model import Bundle, CheckpointOption, JsonOutput, TargetName, Truncate, open_model
-from mobile_o_export.cli.paths import expanded, require_output_file
+from mobile_o_export.cli.paths import expanded, require_output_file, require_replaceable
 from mobile_o_export.errors import UsageError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
     from mobile_o_export.pipelines.drawing import Drawing
     from mobile_o_export.pipelines.pipeline import Pipeline
 
@@ -113,12 +115,12 @@ def _draw(
     json_output: bool,
 ) -> None:
     """Opens the model, saves what ``drawn`` makes with it, and says so; ``asked`` is repeated in JSON."""
-    _require_place(out, bundle, overwrite)
+    require_place(out, bundle, overwrite)
     with ProgressPrinter() as progress:
         progress(task, "", "opening the model")
         with open_model(bundle, target, checkpoint, lambda phrase: progress(task, "", phrase)) as model:
             drawing = drawn(model)
-        _save(drawing, out)
+        save_picture(drawing.picture, out)
         progress.done(task, "", seconds_by_stage(drawing.seconds))
     if not json_output:
         print(out)
@@ -139,20 +141,19 @@ def _draw(
     print(json.dumps(content, indent=1))
 
 
-def _require_place(out: Path, bundle: Path | None, overwrite: bool) -> None:
+def require_place(out: Path, bundle: Path | None, overwrite: bool) -> None:
     """Raises UsageError where the picture cannot be written, before any work."""
     if out.suffix.lower() not in FORMATS:
         raise UsageError(f"--out {out}: its name must end in {', '.join(FORMATS)}.")
     require_output_file("--out", out, bundle)
-    if out.exists() and not overwrite:
-        raise UsageError(f"--out {out}: exists already. Choose another name, or --overwrite it.")
+    require_replaceable("--out", out, overwrite)
 
 
-def _save(drawing: Drawing, out: Path) -> None:
+def save_picture(picture: Picture, out: Path) -> None:
     """Writes the picture beside its place and then moves it there."""
     partial = out.with_name(f".{secrets.token_hex(4)}.partial")
     try:
-        drawing.picture.save(partial, FORMATS[out.suffix.lower()], quality=JPEG_QUALITY)
+        picture.save(partial, FORMATS[out.suffix.lower()], quality=JPEG_QUALITY)
         partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)

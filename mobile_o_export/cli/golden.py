@@ -1,4 +1,4 @@
-"""``golden record``: the truth that every file is compared with."""
+"""``golden record`` and ``golden compare``: the truth that every file is compared with."""
 
 from __future__ import annotations
 
@@ -7,16 +7,12 @@ from typing import Annotated
 
 import typer
 
-from mobile_o_export.cli.console import ProgressPrinter
+from mobile_o_export.cli.console import ProgressPrinter, table
 from mobile_o_export.cli.inspect import CheckpointPath, Lora
 from mobile_o_export.cli.paths import expanded
+from mobile_o_export.errors import GateError
 
 app = typer.Typer(help="Record what every output is compared with.", no_args_is_help=True)
-
-
-@app.callback()
-def _golden() -> None:
-    """Keeps ``record`` a subcommand while it is the only one."""
 
 
 @app.command("record")
@@ -48,3 +44,51 @@ def record(
         with staged_folder(out, GOLDEN_ROOM_BYTES) as folder:
             record_golden(opened, prompts, folder, progress)
     print(out)
+
+
+Folder = Annotated[Path, typer.Argument(help="A golden's folder.", metavar="DIR", callback=expanded)]
+
+
+@app.command("compare")
+def compare(
+    recorded: Folder,
+    other: Folder,
+    least_db: Annotated[
+        float | None, typer.Option("--min-snr", help="Fail below this many dB; 60 by default.", metavar="DB")
+    ] = None,
+) -> None:
+    """Say how far two goldens of one checkpoint are apart.
+
+    The same machine and versions record the same bytes. Another machine's differ by rounding: this says by
+    how much, and fails (exit code 1) below --min-snr.
+    """
+    from mobile_o_export.golden import Golden
+    from mobile_o_export.golden.compare import LEAST_DB, distances, same_bytes
+
+    one, two = Golden.open(recorded), Golden.open(other)
+    rows = distances(one, two)
+    if same_bytes(one, two):
+        print(f"the same bytes: {len(one.index.tensors)} tensors")
+        return
+    print(
+        table(
+            ["recorded", "differ", "worst dB"],
+            [[row.place, f"{row.differing}/{row.tensors}", f"{row.snr_db:.1f}"] for row in rows],
+            right=(1, 2),
+        )
+    )
+    if one.index.recorded_with != two.index.recorded_with:
+        print(
+            f"\nrecorded with {_versions(one.index.recorded_with)}; with {_versions(two.index.recorded_with)}"
+        )
+    worst = min(rows, key=lambda row: row.snr_db)
+    least = LEAST_DB if least_db is None else least_db
+    if not worst.snr_db >= least:
+        raise GateError(
+            f"{other}: {worst.place} is {worst.snr_db:.1f} dB from {recorded}, below {least:g} dB. It is no "
+            "golden of the same computation: look for another version of PyTorch, transformers or diffusers."
+        )
+
+
+def _versions(recorded_with: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in recorded_with.items())

@@ -12,7 +12,20 @@ from typing import NoReturn
 import typer
 
 from mobile_o_export import __version__
-from mobile_o_export.cli import describe, doctor, draw, export, golden, init_checkpoint, inspect, plan, verify
+from mobile_o_export.cli import (
+    compare,
+    describe,
+    doctor,
+    draw,
+    evaluate,
+    export,
+    golden,
+    init_checkpoint,
+    inspect,
+    plan,
+    report,
+    verify,
+)
 from mobile_o_export.cli.interrupts import Interruption, interruptible
 from mobile_o_export.errors import ExportError
 
@@ -73,6 +86,9 @@ app.command("plan")(plan.plan)
 app.add_typer(golden.app, name="golden")
 app.command("export")(export.export)
 app.command("verify")(verify.verify)
+app.command("compare")(compare.compare)
+app.command("evaluate")(evaluate.evaluate)
+app.command("report")(report.report)
 app.command("generate")(draw.generate)
 app.command("edit")(draw.edit)
 app.command("describe")(describe.describe)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Bundle = Annotated[
     Path | None,
     typer.Argument(
-        help="The bundle's folder; not needed with --target torch.", metavar="[BUNDLE]", callback=expanded
+        help="The bundle's folder; not needed with --target torch.", metavar="BUNDLE", callback=expanded
     ),
 ]
 TargetName = Annotated[
@@ -42,8 +42,10 @@ JsonOutput = Annotated[
 ]
 
 
-def open_model(bundle: Path | None, target: str | None, checkpoint: Path | None, say: Say) -> Pipeline:
-    """The tasks over what the user named; a component is freed after its part.
+def open_model(
+    bundle: Path | None, target: str | None, checkpoint: Path | None, say: Say, *, keep: bool = False
+) -> Pipeline:
+    """The tasks over what the user named; a component is freed after its part, unless they are to be kept.
 
     Raises:
         UsageError: bundle, target and checkpoint do not go together.
@@ -60,14 +62,14 @@ def open_model(bundle: Path | None, target: str | None, checkpoint: Path | None,
         opened = Checkpoint.open(checkpoint)
         if bundle is not None:
             _require_source(opened.digest, bundle)
-        return torch_pipeline(opened, keep=False, say=say)
+        return torch_pipeline(opened, keep=keep, say=say)
     if checkpoint is not None:
         raise UsageError("--checkpoint goes with --target torch; a bundle's targets need none. Leave it out.")
     if bundle is None:
         raise UsageError("say which model: the folder of a bundle, or --target torch --checkpoint CKPT.")
     from mobile_o_export.bundle.runners import open_bundle
 
-    return open_bundle(bundle, target, keep=False, say=say)
+    return open_bundle(bundle, target, keep=keep, say=say)
 
 
 def _require_source(digest: str, bundle: Path) -> None:

@@ -32,11 +32,21 @@ def require_output_file(option: str, path: Path, bundle: Path | None) -> None:
         raise UsageError(f"{option} {path}: its folder does not exist. Make it first.")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise UsageError(f"{option} {path}: cannot be written. Choose a place that you may write to.")
+    if bundle is not None:
+        require_outside_bundle(option, path, bundle)
+
+
+def require_replaceable(option: str, path: Path, overwrite: bool) -> None:
+    """Raises UsageError where a file is in the way and may not be replaced."""
+    if path.exists() and not overwrite:
+        raise UsageError(f"{option} {path}: exists already. Choose another name, or --overwrite it.")
+
+
+def require_outside_bundle(option: str, path: Path, bundle: Path) -> None:
+    """Raises UsageError where ``path`` would be one file too many in the bundle."""
     from mobile_o_export.bundle.manifest import MANIFEST
 
-    if bundle is None or not (bundle / MANIFEST).is_file():
-        return
-    if path.resolve().is_relative_to(bundle.resolve()):
+    if (bundle / MANIFEST).is_file() and path.resolve().is_relative_to(bundle.resolve()):
         raise UsageError(
             f"{option} {path}: lies in the bundle, which would then hold a file too many. Write it elsewhere."
         )

@@ -202,7 +202,7 @@ class TestTokenizer:
     def test_published_special_ids(self, tmp_path: Path) -> None:
         from tokenizers import Tokenizer
 
-        from mobile_o_export.checkpoint.random_tokenizer import SPECIAL_TOKENS, write_tokenizer
+        from mobile_o_export.checkpoint.small_tokenizer import SPECIAL_TOKENS, write_tokenizer
 
         write_tokenizer(tmp_path, 151643)
         tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))

@@ -78,7 +78,7 @@ def test_a_failed_lowering_has_the_vendors_traceback(cli: Cli, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["exprt"], "No such command 'exprt'. Did you mean 'export'?"),
+        (["inspct"], "No such command 'inspct'. Did you mean 'inspect'?"),
         (["export"], "Missing argument 'CKPT'"),
         (["export", "x", "--out", "y"], "Missing option '--target'"),
         (["export", "x", "--target", "litert-cpu"], "Missing option '--out'"),
@@ -112,7 +112,17 @@ def test_version(cli: Cli) -> None:
 def test_help_lists_every_command_whole(cli: Cli) -> None:
     outcome = cli("--help")
     assert (outcome.code, outcome.err) == (0, "")
-    for command in ("doctor", "inspect", "init-checkpoint", "plan", "golden", "export", "verify"):
+    for command in (
+        "doctor",
+        "inspect",
+        "init-checkpoint",
+        "plan",
+        "golden",
+        "export",
+        "verify",
+        "evaluate",
+        "report",
+    ):
         assert f"\n  {command} " in outcome.out
     assert "..." not in outcome.out.split("Commands:")[1]
     assert "0 done; 1 a gate failed; 2 bad input; 3 a tool is missing; 70 a" in outcome.out

@@ -1,9 +1,9 @@
-"""A small byte-level BPE tokenizer in Qwen2's form, trained on text composed here."""
+"""A small byte-level BPE tokenizer in Qwen2's form, trained on a given text or on one composed here."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import product
 from pathlib import Path
 
@@ -19,7 +19,12 @@ _PATTERN = (
 )
 
 
-def write_tokenizer(folder: Path, first_special_id: int | None = None, max_length: int = 2048) -> None:
+def write_tokenizer(
+    folder: Path,
+    first_special_id: int | None = None,
+    max_length: int = 2048,
+    corpus: Iterable[str] | None = None,
+) -> None:
     """``tokenizer.json``, ``tokenizer_config.json``, ``vocab.json`` and ``merges.txt`` in ``folder``.
 
     Args:
@@ -27,6 +32,7 @@ def write_tokenizer(folder: Path, first_special_id: int | None = None, max_lengt
         first_special_id: id of ``<|endoftext|>``, the other special tokens following; right after the
             vocabulary where None. Qwen2's is 151643.
         max_length: ``model_max_length`` of the configuration.
+        corpus: texts whose words become tokens; by default, texts like the usual prompts and answers.
     """
     from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
     from tokenizers.models import BPE
@@ -45,7 +51,7 @@ def write_tokenizer(folder: Path, first_special_id: int | None = None, max_lengt
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_corpus(), trainer)
+    tokenizer.train_from_iterator(_corpus() if corpus is None else corpus, trainer)
     description = json.loads(tokenizer.to_str())
     vocabulary: dict[str, int] = description["model"]["vocab"]
     first = len(vocabulary) if first_special_id is None else first_special_id

@@ -1,0 +1,1 @@
+"""The report of a bundle: one HTML file that says whether it can be shipped, and shows why."""
