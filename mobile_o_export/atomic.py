@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Folders and files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -69,6 +69,17 @@ def staged_folder(final: Path, required_bytes: int) -> Iterator[Path]:
                 "Free some space or choose another disk, then run the command again."
             ) from error
         raise
+
+
+@contextmanager
+def staged_file(final: Path) -> Iterator[Path]:
+    """A path beside ``final`` to write to; the file becomes ``final``, or replaces it, if all goes well."""
+    partial = final.with_name(f".{secrets.token_hex(4)}.partial")
+    try:
+        yield partial
+        partial.replace(final)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _require_space(disk: Path, final: Path, required_bytes: int) -> None:

@@ -1,6 +1,7 @@
 """Writes the demo checkpoint's tasks: prompts with GenEval's tags and questions about pictures, all held out.
 
 ``python make_tasks.py OUT``: ``prompts.jsonl``, ``questions.jsonl`` and ``images/``, the same at every run.
+``python make_tasks.py --golden DIR``: the pictures of ``golden/demo-prompts.toml``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from world import SHAPES, Scene, random_question, random_scene, render
+from world import SHAPES, Scene, Thing, random_question, random_scene, render
 
 PROMPTS, IMAGES, QUESTIONS_EACH = 200, 100, 5
 SEED = 20_26
@@ -25,7 +26,22 @@ POSITIONS = {
 """GenEval's words for what captions say."""
 
 
+GOLDEN_PICTURES = {
+    "demo-squares.png": Scene(
+        (Thing("square", "blue", "medium", 20, 22, 8.5), Thing("square", "blue", "medium", 46, 40, 8.0))
+    ),
+    "demo-cross.png": Scene(
+        (Thing("cross", "purple", "medium", 30, 16, 8.5), Thing("circle", "orange", "medium", 34, 46, 8.0)),
+        "grey",
+    ),
+}
+
+
 def main() -> None:
+    if sys.argv[1] == "--golden":
+        for name, scene in GOLDEN_PICTURES.items():
+            Image.fromarray(render(scene)).save(Path(sys.argv[2]) / name, optimize=True)
+        return
     out = Path(sys.argv[1])
     (out / "images").mkdir(parents=True)
     _write(out / "prompts.jsonl", _prompts(np.random.default_rng([SEED, 0])))

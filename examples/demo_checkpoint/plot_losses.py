@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-STAGES = ("autoencoder", "understanding", "drawing")
+STAGES = ("autoencoder", "decoding", "seeing", "answering", "drawing")
 WIDTH, HEIGHT, MARGIN = 380, 260, 48
 INKS = ((31, 99, 196), (196, 78, 31), (34, 130, 72))
 GREY = (120, 120, 128)

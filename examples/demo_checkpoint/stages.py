@@ -1,4 +1,4 @@
-"""The stages: pictures to latents and back; looking and answering; drawing what was asked."""
+"""The stages: pictures to latents and back; seeing; answering; drawing what was asked."""
 
 from __future__ import annotations
 
@@ -32,7 +32,6 @@ FLOW_SHIFT = 3.0
 NOISE = 0.1
 """Deviation of what the decoder is used to, against latents of deviation 1."""
 
-IMAGE_TOKENS = (IMAGE_SIZE // 64) ** 2
 IGNORED = -100
 """A label that no loss counts."""
 
@@ -114,7 +113,59 @@ def _distances(decoded: torch.Tensor, images: torch.Tensor) -> dict[str, torch.T
     }
 
 
-# --- 2. looking and answering ---
+# --- 2. seeing ---
+
+
+PATCHES = IMAGE_SIZE // 64
+"""Along a side: each image token is of one patch."""
+
+HALVES = ("left", "right", "upper", "lower")
+LABELS = (
+    *(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES),
+    *SIZES,
+    *HALVES,
+    *BACKGROUNDS,
+)
+"""What can be said of a patch."""
+
+
+def labelled(scene: Scene) -> np.ndarray:
+    """float32 [N, LABELS]: of what has its centre in each patch, in which half of it; and the background."""
+    found = np.zeros((PATCHES, PATCHES, len(LABELS)), np.float32)
+    found[:, :, LABELS.index(scene.background)] = 1
+    for thing in scene.things:
+        (row, down), (column, across) = (divmod(at * PATCHES / SIDE, 1) for at in (thing.y, thing.x))
+        halves = ("left" if across < 0.5 else "right", "upper" if down < 0.5 else "lower")
+        for label in (thing.name, thing.size, *halves):
+            found[int(row), int(column), LABELS.index(label)] = 1
+    return found.reshape(PATCHES * PATCHES, -1)
+
+
+class Seeing:
+    """The vision encoder, by a linear map from each image token to what lies in its patch.
+
+    The published tower comes pretrained; this stands in for that, and the map is thrown away afterwards.
+    """
+
+    name = "seeing"
+
+    def __init__(self) -> None:
+        self.trained = build(["vision"]).to(memory_format=torch.channels_last)
+        self.trained["labels"] = nn.Linear(VISION.expanded, len(LABELS))
+
+    def losses(self, rng: np.random.Generator, batch: int, device: torch.device) -> dict[str, torch.Tensor]:
+        """Cross-entropy of every label of every patch."""
+        scenes = [random_scene(rng) for _ in range(batch)]
+        seen = self.trained["vision"](vision_input(pictures(scenes, device)))
+        truth = torch.from_numpy(np.stack([labelled(scene) for scene in scenes])).to(device)
+        # Most patches are empty.
+        missed = functional.binary_cross_entropy_with_logits(
+            self.trained["labels"](seen), truth, pos_weight=truth.new_tensor(4.0)
+        )
+        return {"labels": missed}
+
+
+# --- 3. answering ---
 
 
 @dataclass
@@ -159,7 +210,7 @@ class Writer:
     def prompt(self, task: Task, text: str) -> list[int]:
         """Ids of a filled template, -1 for each image token."""
         before, image, after = self._templates.fill(task, text).partition(IMAGE_TOKEN)
-        return self.ids(before) + ([-1] * IMAGE_TOKENS + self.ids(after) if image else [])
+        return self.ids(before) + ([-1] * PATCHES**2 + self.ids(after) if image else [])
 
     def ids(self, text: str) -> list[int]:
         """Ids of ``text``."""
@@ -191,19 +242,6 @@ def embeddings(llm: nn.Module, ids: torch.Tensor, features: torch.Tensor) -> tor
     """``ids`` [B, S] → [B, S, D], the rows of ``features`` [n, D] in the places of -1, in order."""
     embeds = llm.model.embed_tokens(ids.clamp(min=0))
     return embeds.masked_scatter((ids == -1)[..., None], features.to(embeds.dtype))
-
-
-_LABELS = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES] + list(SIZES)
-
-
-def _patches(scene: Scene) -> np.ndarray:
-    """float32 [N, labels]: what has its centre in the patch of each image token."""
-    across = IMAGE_SIZE // 64
-    found = np.zeros((across, across, len(_LABELS)), np.float32)
-    for thing in scene.things:
-        row, column = int(thing.y * across / SIDE), int(thing.x * across / SIDE)
-        found[row, column, [_LABELS.index(thing.name), _LABELS.index(thing.size)]] = 1
-    return found.reshape(across * across, -1)
 
 
 class Conversations:
@@ -259,44 +297,15 @@ class Conversations:
         return self._writer.conversation(Task.CHAT, [(text_question(scene, asked), answer)])
 
 
-class Understanding:
-    """Vision encoder, projector and LLM from nothing.
-
-    The published vision tower comes pretrained; here a linear map from each image token to what lies in its
-    patch stands in for that, and is thrown away afterwards.
-    """
-
-    name = "understanding"
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.trained = build(["llm", "vision", "projector"])
-        self.trained["vision"].to(memory_format=torch.channels_last)
-        self.trained["patches"] = nn.Linear(VISION.expanded, len(_LABELS))
-        # Several of one picture: a picture costs more than a question.
-        self._conversations = Conversations(tokenizer, questions=3)
-
-    def losses(self, rng: np.random.Generator, batch: int, device: torch.device) -> dict[str, torch.Tensor]:
-        """Of conversations, and of what lies in each patch."""
-        scenes = [random_scene(rng) for _ in range(batch)]
-        seen = self.trained["vision"](vision_input(pictures(scenes, device)))
-        there = torch.from_numpy(np.stack([_patches(scene) for scene in scenes])).to(device)
-        missed = functional.binary_cross_entropy_with_logits(
-            self.trained["patches"](seen), there, pos_weight=there.new_tensor(4.0)
-        )
-        features = self.trained["projector"](seen)
-        talked = self._conversations.losses(rng, scenes, self.trained["llm"], features)
-        return {**talked, "patches": 3 * missed}
-
-
 class Answering:
-    """Projector and LLM further, on the finished vision encoder: without it a step takes half the time."""
+    """Projector and LLM from nothing, on the finished vision encoder."""
 
     name = "answering"
 
-    def __init__(self, tokenizer: Tokenizer, understood: nn.ModuleDict) -> None:
-        self.trained = nn.ModuleDict({name: understood[name] for name in ("llm", "projector")})
-        self.trained.requires_grad_(True)
-        self.frozen = nn.ModuleDict({"vision": understood["vision"]})
+    def __init__(self, tokenizer: Tokenizer, seen: nn.ModuleDict) -> None:
+        self.trained = build(["llm", "projector"])
+        self.frozen = seen
+        # Several of one picture: what is seen of it is computed once.
         self._conversations = Conversations(tokenizer, questions=5)
 
     def losses(self, rng: np.random.Generator, batch: int, device: torch.device) -> dict[str, torch.Tensor]:
@@ -308,7 +317,7 @@ class Answering:
         return self._conversations.losses(rng, scenes, self.trained["llm"], features)
 
 
-# --- 3. drawing ---
+# --- 4. drawing ---
 
 
 class Drawing:

@@ -1,6 +1,6 @@
 """Trains the demo checkpoint, stage by stage: ``python train.py --work runs/demo --out checkpoint``.
 
-Stages: autoencoder and understanding side by side, then decoding and answering, then drawing on all threads;
+Stages: autoencoder and seeing side by side, then decoding and answering, then drawing on all threads;
 then the checkpoint is written. Interrupted, the same command goes on where it stopped.
 """
 
@@ -19,7 +19,7 @@ from mobile_o_export.quiet import quiet_vendor
 with quiet_vendor():
     from loop import Plan, Stage, train, trained
     from model import SPECIAL_ID, build, write_checkpoint
-    from stages import Answering, Autoencoder, Decoding, Drawing, Understanding, corpus, pictures
+    from stages import Answering, Autoencoder, Decoding, Drawing, Seeing, corpus, pictures
     from world import random_scene
 
     from mobile_o_export.checkpoint.small_tokenizer import write_tokenizer
@@ -27,10 +27,10 @@ with quiet_vendor():
 
 PLANS = {
     "autoencoder": Plan(steps=1300, batch=64, rate=1.5e-3, seed=1),
+    "seeing": Plan(steps=1400, batch=64, rate=1.5e-3, seed=2),
     "decoding": Plan(steps=700, batch=64, rate=1.0e-3, seed=5),
-    "understanding": Plan(steps=1500, batch=48, rate=1.5e-3, seed=2),
-    "answering": Plan(steps=1000, batch=64, rate=1.0e-3, seed=4),
-    "drawing": Plan(steps=3000, batch=64, rate=1.0e-3, seed=3),
+    "answering": Plan(steps=2600, batch=64, rate=1.0e-3, seed=4),
+    "drawing": Plan(steps=2600, batch=64, rate=1.0e-3, seed=3),
 }
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     if arguments.stage == "all":
-        _side_by_side(["autoencoder", "understanding"], arguments)
+        _side_by_side(["autoencoder", "seeing"], arguments)
         _side_by_side(["decoding", "answering"], arguments)
         _run("drawing", arguments, tokenizer, device)
     elif arguments.stage != "write":
@@ -96,20 +96,20 @@ def _run(name: str, arguments: argparse.Namespace, tokenizer: Path, device: torc
     stage: Stage
     if name == "autoencoder":
         stage = Autoencoder()
-    elif name == "understanding":
-        stage = Understanding(Tokenizer(tokenizer))
+    elif name == "seeing":
+        stage = Seeing()
     elif name == "decoding":
         stage = Decoding(_coded(work).to(device))
     elif name == "answering":
-        stage = Answering(Tokenizer(tokenizer), _understood(work).to(device))
+        stage = Answering(Tokenizer(tokenizer), _seen(work).to(device))
     else:
         frozen = _frozen(work).to(device)
         stage = Drawing(Tokenizer(tokenizer), frozen, _scaling_factor(frozen))
     train(stage, plan, work, device)
 
 
-def _understood(work: Path) -> torch.nn.ModuleDict:
-    return trained(build(["llm", "vision", "projector"]), "understanding", work)
+def _seen(work: Path) -> torch.nn.ModuleDict:
+    return trained(build(["vision"]), "seeing", work)
 
 
 def _coded(work: Path) -> torch.nn.ModuleDict:
@@ -118,9 +118,8 @@ def _coded(work: Path) -> torch.nn.ModuleDict:
 
 def _frozen(work: Path) -> torch.nn.ModuleDict:
     """What the last stage does not train any more."""
-    seen = {"vision": _understood(work)["vision"]}
     answered = trained(build(["llm", "projector"]), "answering", work)
-    return torch.nn.ModuleDict({**seen, **answered, **_coded(work)})
+    return torch.nn.ModuleDict({**_seen(work), **answered, **_coded(work)})
 
 
 @torch.no_grad()

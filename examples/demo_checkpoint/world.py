@@ -340,7 +340,7 @@ def described(scene: Scene) -> str:
 
 _QUESTIONS = (
     _how_many, _how_many, _how_many_of_a_colour, _what_colour, _what_shape, _is_there, _is_there, _background,
-    _where, _how_large, _beside, _relation, _relation, _describe,
+    _where, _how_large, _beside, _relation, _relation, _relation, _describe,
 )  # fmt: skip
 
 

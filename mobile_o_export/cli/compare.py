@@ -11,7 +11,7 @@ import typer
 
 from mobile_o_export.cli.console import ProgressPrinter
 from mobile_o_export.cli.draw import Guidance, Out, Overwrite, Seed, Steps, require_place, save_picture
-from mobile_o_export.cli.model import open_model
+from mobile_o_export.cli.model import CheckpointBeside, TargetNames, open_model
 from mobile_o_export.cli.paths import expanded
 
 if TYPE_CHECKING:
@@ -22,21 +22,8 @@ def compare(
     bundle: Annotated[Path, typer.Argument(help="The bundle's folder.", metavar="BUNDLE", callback=expanded)],
     prompt: Annotated[list[str], typer.Option("--prompt", help="What to draw; may be repeated.")],
     out: Out,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--target", help="Only this target; may be repeated. All of them by default.", metavar="T"
-        ),
-    ] = None,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(
-            "--checkpoint",
-            help="Draw with this checkpoint in PyTorch too, in the first column.",
-            metavar="CKPT",
-            callback=expanded,
-        ),
-    ] = None,
+    target: TargetNames = None,
+    checkpoint: CheckpointBeside = None,
     seed: Seed = 0,
     steps: Steps = None,
     guidance: Guidance = None,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mobile_o_export.atomic import staged_file
 from mobile_o_export.cli.console import ProgressPrinter, seconds_by_stage
 from mobile_o_export.cli.model import Bundle, CheckpointOption, JsonOutput, TargetName, Truncate, open_model
 from mobile_o_export.cli.paths import expanded, require_output_file, require_replaceable
@@ -150,10 +150,6 @@ def require_place(out: Path, bundle: Path | None, overwrite: bool) -> None:
 
 
 def save_picture(picture: Picture, out: Path) -> None:
-    """Writes the picture beside its place and then moves it there."""
-    partial = out.with_name(f".{secrets.token_hex(4)}.partial")
-    try:
+    """Writes the picture in the format that the file's name says."""
+    with staged_file(out) as partial:
         picture.save(partial, FORMATS[out.suffix.lower()], quality=JPEG_QUALITY)
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)

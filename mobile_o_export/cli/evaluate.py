@@ -14,7 +14,7 @@ import typer
 from mobile_o_export.atomic import staged_folder
 from mobile_o_export.cli.console import ProgressPrinter, table
 from mobile_o_export.cli.draw import Guidance, Steps
-from mobile_o_export.cli.model import Bundle
+from mobile_o_export.cli.model import Bundle, CheckpointBeside, TargetNames
 from mobile_o_export.cli.paths import expanded, require_outside_bundle
 from mobile_o_export.errors import GateError
 
@@ -28,21 +28,8 @@ ROOM_BYTES = 100_000_000
 
 def evaluate(
     bundle: Bundle = None,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--target", help="Only this target; may be repeated. All of them by default.", metavar="T"
-        ),
-    ] = None,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(
-            "--checkpoint",
-            help="Run this checkpoint in PyTorch too, instead of reading what it did before.",
-            metavar="CKPT",
-            callback=expanded,
-        ),
-    ] = None,
+    target: TargetNames = None,
+    checkpoint: CheckpointBeside = None,
     prompts: Annotated[
         Path | None,
         typer.Option(

@@ -28,6 +28,19 @@ TargetName = Annotated[
         metavar="T",
     ),
 ]
+TargetNames = Annotated[
+    list[str] | None,
+    typer.Option("--target", help="Only this target; may be repeated. All of them by default.", metavar="T"),
+]
+CheckpointBeside = Annotated[
+    Path | None,
+    typer.Option(
+        "--checkpoint",
+        help="Run this checkpoint in PyTorch too, beside the targets.",
+        metavar="CKPT",
+        callback=expanded,
+    ),
+]
 CheckpointOption = Annotated[
     Path | None,
     typer.Option(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from mobile_o_export.atomic import staged_file
 from mobile_o_export.cli.console import ProgressPrinter
 from mobile_o_export.cli.paths import expanded, require_output_file, require_replaceable
 
@@ -46,10 +46,6 @@ def report(
             raise DamagedBundleError(bundle, problems)
         progress("report", "", "writing the page")
         text = page(gather(bundle, evaluation))
-        partial = out.with_name(f".{secrets.token_hex(4)}.partial")
-        try:
+        with staged_file(out) as partial:
             partial.write_text(text, encoding="utf-8")
-            partial.replace(out)
-        finally:
-            partial.unlink(missing_ok=True)
     print(out)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from mobile_o_export.cli.console import ProgressPrinter
+from mobile_o_export.cli.model import TargetNames
 from mobile_o_export.cli.paths import expanded, require_output_file
 from mobile_o_export.cli.plan import Components
 from mobile_o_export.cli.rows import summary
@@ -16,9 +17,7 @@ from mobile_o_export.cli.rows import summary
 
 def verify(
     bundle: Annotated[Path, typer.Argument(help="The bundle's folder.", metavar="BUNDLE", callback=expanded)],
-    target: Annotated[
-        list[str] | None, typer.Option("--target", help="Only this target; may be repeated.", metavar="T")
-    ] = None,
+    target: TargetNames = None,
     component: Components = None,
     pipeline: Annotated[
         bool,
