@@ -125,14 +125,19 @@ LABELS = (
     *SIZES,
     *HALVES,
     *BACKGROUNDS,
+    *(f"row {row}" for row in range(PATCHES)),
+    *(f"column {column}" for column in range(PATCHES)),
 )
-"""What can be said of a patch."""
+"""What can be said of a patch. Its place is among it: neither the LLM nor the DiT is told of it otherwise."""
 
 
 def labelled(scene: Scene) -> np.ndarray:
     """float32 [N, LABELS]: of what has its centre in each patch, in which half of it; and the background."""
     found = np.zeros((PATCHES, PATCHES, len(LABELS)), np.float32)
     found[:, :, LABELS.index(scene.background)] = 1
+    for index in range(PATCHES):
+        found[index, :, LABELS.index(f"row {index}")] = 1
+        found[:, index, LABELS.index(f"column {index}")] = 1
     for thing in scene.things:
         (row, down), (column, across) = (divmod(at * PATCHES / SIDE, 1) for at in (thing.y, thing.x))
         halves = ("left" if across < 0.5 else "right", "upper" if down < 0.5 else "lower")
