@@ -1,7 +1,9 @@
 # make setup   the environment, in .venv
-# make demo    a small checkpoint to a verified bundle on three platforms
+# make demo    a small trained checkpoint to a verified bundle on three platforms, its report, its pictures
 # make test    the whole test suite
 # make readers TensorFlow and optimum, in an environment of their own, read the demo's bundle
+# make golden  the demo's golden anew, and how far it was from it; 'make golden-check' only says that
+# make demo-checkpoint  trains the demo's checkpoint again
 # make check   lint, format and types
 PYTHON ?= python3
 VENV := .venv
@@ -9,11 +11,13 @@ BIN := $(VENV)/bin
 DEMO := demo
 NAMES := coreml-ane litert-cpu tensorrt-orin
 TARGETS := $(foreach name,$(NAMES),--target $(name))
-PICTURE := --prompt "a red cube to the left of a blue sphere" --seed 1 --steps 8
+CHECKPOINT := examples/demo_checkpoint/checkpoint
+PROMPT := --prompt "a red circle to the left of a blue square"
 
 READERS := .venv-readers
+TRAINING := training
 
-.PHONY: setup demo test readers check format clean
+.PHONY: setup demo golden golden-check demo-checkpoint test readers check format clean
 
 setup: $(VENV)/.ready
 
@@ -29,29 +33,52 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 demo: setup
 	@rm -rf $(DEMO)
-	@echo "# 1. a small checkpoint: Mobile-O's architecture, random weights"
-	@$(BIN)/mobile-o-export init-checkpoint $(DEMO)/checkpoint --size tiny --seed 7
-	@$(BIN)/mobile-o-export inspect $(DEMO)/checkpoint
+	@mkdir -p $(DEMO)/pictures
+	@echo "# 1. a small checkpoint that was trained on coloured shapes"
+	@$(BIN)/mobile-o-export inspect $(CHECKPOINT)
 	@echo; echo "# 2. what an export would do"
-	@$(BIN)/mobile-o-export plan $(DEMO)/checkpoint $(TARGETS)
-	@echo; echo "# 3. golden from PyTorch, three platforms, parity, bundle"
-	@$(BIN)/mobile-o-export export $(DEMO)/checkpoint $(TARGETS) --bundle-version 0.1.0 --out $(DEMO)/bundle
+	@$(BIN)/mobile-o-export plan $(CHECKPOINT) $(TARGETS)
+	@echo; echo "# 3. three platforms, parity with PyTorch's golden, bundle"
+	@$(BIN)/mobile-o-export export $(CHECKPOINT) $(TARGETS) --golden golden/demo --bundle-version 0.1.0 \
+	  --out $(DEMO)/bundle
 	@echo; echo "# 4. what is in it"
 	@cd $(DEMO)/bundle && find . -maxdepth 2 | LC_ALL=C sort
 	@echo; echo "# 5. verified again, as CI would, from the bundle alone: every function, then whole chains"
 	@$(BIN)/mobile-o-export verify $(DEMO)/bundle --pipeline
-	@echo; echo "# 6. one prompt and seed on every target, and in PyTorch (random weights draw patterns, all the same one)"
-	@mkdir -p $(DEMO)/pictures
-	@for target in $(NAMES); do \
-	  $(BIN)/mobile-o-export generate $(DEMO)/bundle --target $$target $(PICTURE) --out $(DEMO)/pictures/$$target.png \
-	  || exit $$?; \
-	done
-	@$(BIN)/mobile-o-export generate --target torch --checkpoint $(DEMO)/checkpoint $(PICTURE) \
-	  --out $(DEMO)/pictures/torch.png
-	@echo; echo "# 7. a question about a picture"
-	@$(BIN)/mobile-o-export describe $(DEMO)/bundle --target litert-cpu --image golden/still-life.png \
-	  --question "What is on the table?" --max-tokens 16
-	@echo; echo "The bundle is in $(DEMO)/bundle, the pictures are in $(DEMO)/pictures."
+	@echo; echo "# 6. a drawing, a change of it, a question about it"
+	@$(BIN)/mobile-o-export generate $(DEMO)/bundle --target litert-cpu $(PROMPT) --seed 1 \
+	  --out $(DEMO)/pictures/drawn.png
+	@$(BIN)/mobile-o-export edit $(DEMO)/bundle --target tensorrt-orin --image $(DEMO)/pictures/drawn.png \
+	  --prompt "make the circle green" --seed 1 --out $(DEMO)/pictures/edited.png
+	@$(BIN)/mobile-o-export describe $(DEMO)/bundle --target coreml-ane --image $(DEMO)/pictures/edited.png \
+	  --question "What colour is the circle?"
+	@echo; echo "# 7. does it still do its tasks? a few of the 200 prompts and 500 questions that it never saw"
+	@$(BIN)/mobile-o-export evaluate $(DEMO)/bundle --limit 10 --out $(DEMO)/evaluation
+	@echo; echo "# 8. all of it on one page"
+	@$(BIN)/mobile-o-export report $(DEMO)/bundle --evaluation $(DEMO)/evaluation --out $(DEMO)/report.html
+	@echo; echo "# 9. one prompt, PyTorch and each target side by side"
+	@$(BIN)/mobile-o-export compare $(DEMO)/bundle --checkpoint $(CHECKPOINT) $(PROMPT) --seed 1 \
+	  --out $(DEMO)/pictures/side-by-side.png
+	@echo; echo "The bundle is in $(DEMO)/bundle, its report is $(DEMO)/report.html."
+
+# The same machine and versions record the same bytes. Elsewhere they differ: the comparison says how far.
+golden: $(DEMO)/golden
+	@$(BIN)/mobile-o-export golden compare golden/demo $(DEMO)/golden || echo "golden/demo is replaced all the same"
+	@rm -rf golden/demo
+	@cp -r $(DEMO)/golden golden/demo
+
+golden-check: $(DEMO)/golden
+	@$(BIN)/mobile-o-export golden compare golden/demo $(DEMO)/golden
+
+.PHONY: $(DEMO)/golden
+$(DEMO)/golden: setup
+	@rm -rf $@
+	@$(BIN)/mobile-o-export golden record $(CHECKPOINT) --prompts golden/demo-prompts.toml --out $@
+
+# Interrupted, it goes on where it stopped.
+demo-checkpoint: setup
+	$(BIN)/python examples/demo_checkpoint/train.py --work $(TRAINING) --out $(TRAINING)/checkpoint
+	$(BIN)/python examples/demo_checkpoint/plot_losses.py $(TRAINING) $(TRAINING)/losses.png
 
 test: setup
 	$(BIN)/python -m pytest

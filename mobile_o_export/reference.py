@@ -16,7 +16,13 @@ from mobile_o_export.parity.metrics import Array
 from mobile_o_export.pipelines.pipeline import TORCH, Pipeline
 from mobile_o_export.pipelines.prompts import END_OF_TURN, START_OF_TURN, STOPS, Templates
 from mobile_o_export.pipelines.runner import Limits, Runners
-from mobile_o_export.pipelines.settings import PipelineNumbers, Preprocessing, SchedulerNumbers, Settings
+from mobile_o_export.pipelines.settings import (
+    DEFAULT_GUIDANCE,
+    PipelineNumbers,
+    Preprocessing,
+    SchedulerNumbers,
+    Settings,
+)
 from mobile_o_export.pipelines.tokenizer import Tokenizer
 from mobile_o_export.pipelines.workbench import Workbench
 from mobile_o_export.progress import Say, silent
@@ -122,6 +128,7 @@ def settings(checkpoint: Checkpoint, tokenizer: Tokenizer) -> Settings:
     model, s = checkpoint.config, sizes(checkpoint)
     return Settings(
         numbers=PipelineNumbers(
+            guidance=DEFAULT_GUIDANCE if model.guidance is None else model.guidance,
             vae_scaling_factor=model.diffusion.vae["scaling_factor"],
             latent_shape=(1, s.latent_channels, s.latent, s.latent),
             image_tokens=s.image_tokens,

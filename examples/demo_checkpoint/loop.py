@@ -75,7 +75,7 @@ def train(stage: Stage, plan: Plan, folder: Path, device: torch.device) -> None:
     if first == 0:
         curve.unlink(missing_ok=True)
     started = last_saved = time.monotonic()
-    sums: dict[str, list[float]] = {}
+    since_told: dict[str, list[float]] = {}
     for step in range(first, plan.steps):
         rng = np.random.default_rng([plan.seed, step])
         torch.manual_seed(int(rng.integers(2**62)))
@@ -91,13 +91,13 @@ def train(stage: Stage, plan: Plan, folder: Path, device: torch.device) -> None:
         optimiser.step()
         _follow(average, module, min(AVERAGE, (step + 1) / (step + 10)))
         for name, term in terms.items():
-            sums.setdefault(name, []).append(term.item())
+            since_told.setdefault(name, []).append(term.item())
         done = step + 1
         now = seconds + time.monotonic() - started
         if done % TOLD_STEPS == 0 or done == plan.steps:
-            means = {name: float(np.mean(values)) for name, values in sums.items()}
+            means = {name: float(np.mean(values)) for name, values in since_told.items()}
             _tell(stage.name, done, plan, means, now, curve)
-            sums = {}
+            since_told = {}
         if time.monotonic() - last_saved > SAVE_SECONDS or done == plan.steps:
             _save(saved, {"plan": vars(plan), "module": module.state_dict(), "average": average,
                           "optimiser": optimiser.state_dict(), "step": done, "seconds": now})  # fmt: skip

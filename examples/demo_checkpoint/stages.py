@@ -42,6 +42,11 @@ def pictures(scenes: Sequence[Scene], device: torch.device) -> torch.Tensor:
     return torch.from_numpy(pixels).to(device).float() / 255
 
 
+def vae_input(images: torch.Tensor) -> torch.Tensor:
+    """[B, 3, SIDE, SIDE] in 0..1 → in -1..1, laid out as convolutions like it."""
+    return (2 * images - 1).to(memory_format=torch.channels_last)
+
+
 def vision_input(images: torch.Tensor) -> torch.Tensor:
     """[B, 3, SIDE, SIDE] → the encoder's [B, 3, R, R], by the bicubic kernel that Pillow resizes with."""
     size = (IMAGE_SIZE, IMAGE_SIZE)
@@ -62,8 +67,7 @@ class Autoencoder:
 
     def losses(self, rng: np.random.Generator, batch: int, device: torch.device) -> dict[str, torch.Tensor]:
         """Distance of the decoded picture, of its edges, and of the latents from their place."""
-        images = pictures([random_scene(rng) for _ in range(batch)], device)
-        images = (2 * images - 1).to(memory_format=torch.channels_last)
+        images = vae_input(pictures([random_scene(rng) for _ in range(batch)], device))
         vae = self.trained["vae"]
         with torch.autocast(device.type, torch.bfloat16):
             latents = vae.encoder(images).float()
@@ -86,8 +90,7 @@ class Decoding:
 
     def losses(self, rng: np.random.Generator, batch: int, device: torch.device) -> dict[str, torch.Tensor]:
         """Distance of the decoded picture, and of its edges."""
-        images = pictures([self._scene(rng) for _ in range(batch)], device)
-        images = (2 * images - 1).to(memory_format=torch.channels_last)
+        images = vae_input(pictures([self._scene(rng) for _ in range(batch)], device))
         with torch.autocast(device.type, torch.bfloat16):
             with torch.no_grad():
                 latents = self._encoder(images).float()
@@ -227,11 +230,11 @@ class Writer:
         """``turns`` of what is asked and answered; the answers, and where they end, are learnt."""
         talk = Conversation([], [])
         for index, (asked, answer) in enumerate(turns):
+            begin = len(talk.ids)
             talk.add(self.prompt(Task.NEXT_TURN if index else task, asked), learnt=False)
             if index:
                 # The template of a later turn begins with the end of the turn before.
-                end = len(talk.ids) - len(self.prompt(Task.NEXT_TURN, asked))
-                talk.labels[end] = talk.ids[end]
+                talk.labels[begin] = talk.ids[begin]
             talk.add(self.ids(answer), learnt=True)
         talk.add(self.ids(END_OF_TURN), learnt=True)
         return talk
@@ -349,7 +352,7 @@ class Drawing:
         wanted = pictures([after for _, after in edits] + asked, device)
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
             hidden, mask = self.hidden_states(prompts, pictures(before, device))
-            latents = self.frozen["vae"].encoder(2 * wanted - 1).float() * self._scaling_factor
+            latents = self.frozen["vae"].encoder(vae_input(wanted)).float() * self._scaling_factor
         # The unconditional branch of guidance is the MCP's result for zeroed hidden states.
         kept = torch.rand(batch, device=device) >= self.UNCONDITIONAL
         hidden = hidden.float() * kept[:, None, None, None]

@@ -30,7 +30,7 @@ PLANS = {
     "seeing": Plan(steps=1400, batch=64, rate=1.5e-3, seed=2),
     "decoding": Plan(steps=700, batch=64, rate=1.0e-3, seed=5),
     "answering": Plan(steps=2600, batch=64, rate=1.0e-3, seed=4),
-    "drawing": Plan(steps=2600, batch=64, rate=1.0e-3, seed=3),
+    "drawing": Plan(steps=5600, batch=64, rate=1.0e-3, seed=3),
 }
 
 

@@ -19,6 +19,9 @@ BUILT_IN_DIFFUSION: Mapping[str, str] = {
 
 _DATA = Path(__file__).parent / "data"
 
+GUIDANCE = "guidance_scale"
+"""Key of a checkpoint's own guidance; the published ones leave it out."""
+
 _VISION_STRIDE = 64
 """Pixels of one image token's side: FastViTHD halves the resolution six times."""
 
@@ -145,6 +148,7 @@ class MobileOConfig:
         mm_hidden_size: width of the vision encoder's features.
         mm_projector_type: ``"mlp2x_gelu"``.
         conditioning_layers: K, how many of the LLM's last hidden states feed the MCP.
+        guidance: the model's own, or None where it does not say.
         diffusion: configurations of the DiT, the VAE and the scheduler.
         raw: ``config.json`` as read.
 
@@ -159,6 +163,7 @@ class MobileOConfig:
     mm_hidden_size: int
     mm_projector_type: str
     conditioning_layers: int
+    guidance: float | None
     diffusion: DiffusionConfig
     raw: Mapping[str, Any]
 
@@ -227,6 +232,9 @@ class MobileOConfig:
             mm_hidden_size=_positive_int(raw, "mm_hidden_size", str(folder / "config.json")),
             mm_projector_type=_text(raw, "mm_projector_type", folder),
             conditioning_layers=_positive_int(raw, "vlm_num_layers", str(folder / "config.json")),
+            guidance=(
+                _positive_number(raw, GUIDANCE, str(folder / "config.json")) if GUIDANCE in raw else None
+            ),
             diffusion=DiffusionConfig.resolve(_text(raw, "diffusion_name_or_path", folder), folder),
             raw=raw,
         )

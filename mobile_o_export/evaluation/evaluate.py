@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mobile_o_export.bundle.manifest import (
+    CONFIG_FOLDER,
     EVALUATION_FOLDER,
     DamagedBundleError,
     Manifest,
@@ -16,7 +17,7 @@ from mobile_o_export.bundle.manifest import (
     manifest_digest,
     read_manifest,
 )
-from mobile_o_export.bundle.runners import open_bundle, require_known
+from mobile_o_export.bundle.runners import open_target, require_known
 from mobile_o_export.errors import UsageError
 from mobile_o_export.evaluation.judge import load_detector
 from mobile_o_export.evaluation.judge import require_known as require_judgeable
@@ -26,7 +27,9 @@ from mobile_o_export.evaluation.score import Scores, score
 from mobile_o_export.evaluation.tasks import PROMPTS, QUESTIONS, Tasks
 from mobile_o_export.pipelines.pipeline import TORCH, Pipeline
 from mobile_o_export.pipelines.schedule import require_steps
-from mobile_o_export.pipelines.settings import DEFAULT_GUIDANCE, DEFAULT_STEPS
+from mobile_o_export.pipelines.settings import PipelineNumbers
+from mobile_o_export.pipelines.settings import Settings as PipelineSettings
+from mobile_o_export.pipelines.tokenizer import Tokenizer
 from mobile_o_export.progress import Done, Progress
 
 if TYPE_CHECKING:
@@ -94,7 +97,7 @@ def evaluate_models(
         raise DamagedBundleError(bundle, problems)
     own = (bundle or Path()) if checkpoint is None else checkpoint.path
     tasks = _tasks(own / EVALUATION_FOLDER, request)
-    protocol = _protocol(tasks, request)
+    protocol = _protocol(tasks, request, _own_numbers(bundle, checkpoint))
     settings = protocol.settings(_digest(manifest, checkpoint))
     models: dict[str, ModelRun] = {}
     note = ""
@@ -103,7 +106,7 @@ def evaluate_models(
         models |= recorded
     for name in names:
         say = partial(progress, name, "")
-        models[name] = run = run_model(_opener(bundle, checkpoint, name), protocol, folder, say)
+        models[name] = run = run_model(_opener(bundle, manifest, checkpoint, name), protocol, folder, say)
         progress(name, "", Done(f"{len(run.drawings)} drawings, {len(run.answers)} answers"))
     digest = "" if bundle is None else manifest_digest(bundle)
     record = Evaluation(bundle=digest, settings=settings, models=models)
@@ -156,14 +159,24 @@ def _tasks(own: Path, request: Request) -> Tasks:
     return replace(tasks, drawings=tasks.drawings[cut], questions=tasks.questions[cut])
 
 
-def _protocol(tasks: Tasks, request: Request) -> Protocol:
+def _protocol(tasks: Tasks, request: Request, own: PipelineNumbers) -> Protocol:
     detector = load_detector(request.judge)
     if detector is not None:
         require_judgeable(tasks.drawings, detector)
-    steps = DEFAULT_STEPS if request.steps is None else request.steps
+    steps = own.steps if request.steps is None else request.steps
     require_steps(steps)
-    guidance = DEFAULT_GUIDANCE if request.guidance is None else request.guidance
+    guidance = own.guidance if request.guidance is None else request.guidance
     return Protocol(tasks, detector, steps, guidance, request.seed)
+
+
+def _own_numbers(bundle: Path | None, checkpoint: Checkpoint | None) -> PipelineNumbers:
+    """The model's own steps and guidance."""
+    if bundle is not None:
+        return PipelineSettings.read(bundle / CONFIG_FOLDER).numbers
+    from mobile_o_export.reference import settings
+
+    assert checkpoint is not None
+    return settings(checkpoint, Tokenizer(checkpoint.path)).numbers
 
 
 def _recorded(place: Path, settings: Settings, tasks: Tasks, folder: Path) -> tuple[dict[str, ModelRun], str]:
@@ -179,11 +192,14 @@ def _recorded(place: Path, settings: Settings, tasks: Tasks, folder: Path) -> tu
     return {TORCH: run}, ""
 
 
-def _opener(bundle: Path | None, checkpoint: Checkpoint | None, name: str) -> Callable[[], Pipeline]:
-    """What opens the model ``name``."""
+def _opener(
+    bundle: Path | None, manifest: Manifest | None, checkpoint: Checkpoint | None, name: str
+) -> Callable[[], Pipeline]:
+    """What opens the model ``name``; the bundle's files were hashed."""
     if name != TORCH:
         assert bundle is not None
-        return partial(open_bundle, bundle, name)
+        assert manifest is not None
+        return partial(open_target, bundle, manifest, name)
     from mobile_o_export.reference import torch_pipeline
 
     assert checkpoint is not None

@@ -90,11 +90,12 @@ def _drawn(
 ) -> Drawn:
     seed = protocol.seed + index
     drawing = model.generate(task.prompt, seed=seed, steps=protocol.steps, guidance=protocol.guidance)
+    image = drawing.picture
     picture = f"{place}/{index:04}.png"
-    drawing.picture.save(folder / picture, optimize=True)
+    image.save(folder / picture, optimize=True)
     passed, reason = None, ""
     if protocol.detector is not None:
-        passed, reason = judge(task, protocol.detector.detect(drawing.picture))
+        passed, reason = judge(task, protocol.detector.detect(image))
     return Drawn(tag=task.tag, prompt=task.prompt, seed=seed, passed=passed, reason=reason, picture=picture)
 
 

@@ -170,7 +170,7 @@ class GoldenRecording:
                 prompt=request.prompt,
                 pixels=None if pixels is None else self._store(pixels),
                 initial_latent=self._store(latent),
-                guidance=guidance,
+                guidance=drawing.guidance,
                 hidden_states=self._store(drawing.hidden_states),
                 conditional=self._store(drawing.conditioning.conditional),
                 unconditional=self._store(drawing.conditioning.unconditional),

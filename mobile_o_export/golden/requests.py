@@ -20,7 +20,7 @@ class Generate(Strict):
     prompt: str
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
     steps: int = Field(default=20, ge=1, le=MOST_STEPS)
-    guidance: float = Field(default=1.2, allow_inf_nan=False)
+    guidance: float | None = Field(default=None, allow_inf_nan=False)
 
 
 class Edit(Generate):

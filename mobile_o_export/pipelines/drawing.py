@@ -45,7 +45,7 @@ class Brush:
     Attributes:
         seed: of the initial latent, as ``noise.initial_latent`` makes it.
         steps: of the scheduler; None for the model's own, 20.
-        guidance: weight of the conditional branch; None for the model's own, 1.2.
+        guidance: weight of the conditional branch; None for the model's own.
         truncate: cut a prompt that is too long at its end.
         latent: the initial latent [1, C, Y, X] itself, instead of a seed.
     """

@@ -15,7 +15,7 @@ from mobile_o_export.strict import Strict, read_json
 
 DEFAULT_STEPS = 20
 DEFAULT_GUIDANCE = 1.2
-"""Both as the reference implementation runs the model."""
+"""Both as the reference implementation runs the model; a checkpoint may say its own guidance."""
 
 NUMBERS = "pipeline.json"
 PREPROCESSING = "preprocessing.json"

@@ -37,6 +37,15 @@ def test_rope_theta_as_transformers_5_writes_it(folder: Path, edit_config: Calla
     assert MobileOConfig.load(folder).language["rope_theta"] == 5e5
 
 
+def test_a_checkpoint_may_say_its_own_guidance(folder: Path, edit_config: Callable[..., None]) -> None:
+    assert MobileOConfig.load(folder).guidance is None
+    edit_config(guidance_scale=2)
+    assert MobileOConfig.load(folder).guidance == 2.0
+    edit_config(guidance_scale=-1)
+    with pytest.raises(CheckpointError, match="guidance_scale is -1, and a positive number is needed"):
+        MobileOConfig.load(folder)
+
+
 @pytest.mark.parametrize(
     ("name", "layers", "width"),
     [
