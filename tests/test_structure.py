@@ -67,6 +67,20 @@ FORBIDDEN = {
         "pipelines",
         "session",
     ),
+    "compression": (
+        "backends",
+        "bundle",
+        "checkpoint",
+        "cli",
+        "components",
+        "export",
+        "golden",
+        "model",
+        "pipelines",
+        "plan",
+        "report",
+        "session",
+    ),
     "report": ("checkpoint", "cli", "export", "golden", "model", "plan", "session"),
     "evaluation": (
         "checkpoint",
@@ -230,6 +244,7 @@ NEEDS_TORCH = (
     "backends.onnx.convert",
     "backends.tracing",
     "components",
+    "compression.palettes",
     "model",
 )
 """What computes with PyTorch, or traces it."""

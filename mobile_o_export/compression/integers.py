@@ -1,0 +1,80 @@
+"""Symmetric integers: a scale for each output channel, or for each block of weights along an axis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mobile_o_export.errors import ExportError
+
+if TYPE_CHECKING:
+    from mobile_o_export.parity.metrics import Array
+
+CANDIDATES = np.linspace(1.0, 0.7, 31)
+"""Parts of a group's largest magnitude that its integers are tried to span; the rest is clipped."""
+
+
+@dataclass(frozen=True)
+class Integers:
+    """Weights of G groups as integers times a scale a group; zero is zero.
+
+    Attributes:
+        values: int8 [G, N], within ±(2**(bits - 1) - 1).
+        scales: float16 [G], positive.
+    """
+
+    values: Array
+    scales: Array
+
+    def restored(self, dtype: type[np.floating] = np.float16) -> Array:
+        """The weights that the integers stand for, [G, N], as a runtime computes them in ``dtype``."""
+        product: Array = self.values.astype(dtype) * self.scales[:, None].astype(dtype)
+        return product
+
+
+def quantize(groups: Array, bits: int, *, clip: bool = False) -> Integers:
+    """The nearest integers.
+
+    Args:
+        groups: floating point [G, N], a row for each scale.
+        bits: 2 to 8 of an integer; the most negative one is not used, as int8 Q/DQ of TensorRT wants it.
+        clip: choose each scale among a few for the least squared error, not the one that clips nothing.
+
+    Raises:
+        ExportError: a weight is not finite, or beyond fp16's range.
+    """
+    if not 2 <= bits <= 8:
+        raise ValueError(f"integers of weights have 2 to 8 bits, not {bits}")
+    wide = np.ascontiguousarray(groups, np.float32)
+    largest = np.abs(wide).max(axis=1, initial=0)
+    if not (largest <= np.finfo(np.float16).max).all():
+        raise ExportError("a weight is NaN, infinite or beyond fp16's range: it cannot be quantized.")
+    most = 2 ** (bits - 1) - 1
+    scales = _scales(largest / most)
+    if clip:
+        least = np.full(len(wide), np.inf)
+        best = scales
+        for part in CANDIDATES:
+            tried = _scales(part * largest / most)
+            error = np.square(_steps(wide, tried, most) * tried[:, None] - wide).sum(axis=1)
+            best = np.where(error < least, tried, best)
+            least = np.minimum(error, least)
+        scales = best
+    return Integers(_steps(wide, scales, most).astype(np.int8), scales.astype(np.float16))
+
+
+def _scales(wanted: Array) -> Array:
+    """float32 [G] of normal fp16 numbers, no smaller than ``wanted``, lest the largest weight is clipped.
+
+    A group of zeros has scale 1: runtimes refuse zero, and would divide by what fp16 rounds to it.
+    """
+    half = wanted.astype(np.float16)
+    half = np.where(half < wanted, np.nextafter(half, np.float16(np.inf)), half)
+    half = np.maximum(half, np.finfo(np.float16).tiny)
+    return np.where(wanted > 0, half, 1).astype(np.float32)
+
+
+def _steps(wide: Array, scales: Array, most: int) -> Array:
+    return np.clip(np.rint(wide / scales[:, None]), -most, most)
