@@ -46,7 +46,7 @@ def theirs(weights: Array, bits: int, group: int) -> Array:
     """Weights after a way through coremltools'."""
     with quiet_vendor():
         from coremltools.optimize.coreml._quantization_passes import palettize_weights
-    with quiet_vendor():
+
         found: Any = palettize_weights.grouped_channelwise_compress(weights, "KMEANS", bits, 0, group)
     tables = found.lut.reshape(len(weights) // group, -1)
     indices = found.indices.reshape(len(tables), -1).astype(np.intp)

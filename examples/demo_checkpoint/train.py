@@ -19,7 +19,7 @@ from mobile_o_export.quiet import quiet_vendor
 with quiet_vendor():
     from loop import Plan, Stage, train, trained
     from model import SPECIAL_ID, build, write_checkpoint
-    from stages import Answering, Autoencoder, Decoding, Drawing, Seeing, corpus, pictures
+    from stages import Answering, Autoencoder, Decoding, Drawing, Seeing, corpus, pictures, vae_input
     from world import random_scene
 
     from mobile_o_export.checkpoint.small_tokenizer import write_tokenizer
@@ -129,7 +129,7 @@ def _scaling_factor(frozen: torch.nn.ModuleDict) -> float:
 
     rng = np.random.default_rng(0)
     images = pictures([random_scene(rng) for _ in range(256)], next(frozen.parameters()).device)
-    deviation = frozen["vae"].encoder(2 * images - 1).std().item()
+    deviation = frozen["vae"].encoder(vae_input(images)).std().item()
     return round(1 / deviation, 5)
 
 

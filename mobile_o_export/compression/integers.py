@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mobile_o_export.errors import ExportError
+from mobile_o_export.compression.half import within_half
 
 if TYPE_CHECKING:
     from mobile_o_export.parity.metrics import Array
@@ -47,10 +47,8 @@ def quantize(groups: Array, bits: int, *, clip: bool = False) -> Integers:
     """
     if not 2 <= bits <= 8:
         raise ValueError(f"integers of weights have 2 to 8 bits, not {bits}")
-    wide = np.ascontiguousarray(groups, np.float32)
+    wide = within_half(groups, "quantized")
     largest = np.abs(wide).max(axis=1, initial=0)
-    if not (largest <= np.finfo(np.float16).max).all():
-        raise ExportError("a weight is NaN, infinite or beyond fp16's range: it cannot be quantized.")
     most = 2 ** (bits - 1) - 1
     scales = _scales(largest / most)
     if clip:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from mobile_o_export.errors import ExportError
+from mobile_o_export.compression.half import within_half
 
 if TYPE_CHECKING:
     from mobile_o_export.parity.metrics import Array
@@ -47,8 +47,12 @@ DRIFT = 4
 PASSES = 30
 WORTHWHILE = 1e-4
 """Another pass is made where one took off more than this part of the error."""
-TINY = 1e-300
+
 CELLS_A_CLUSTER = 2
+"""Quantiles that the density is estimated from, to a part of the companded line."""
+
+TINY = 1e-300
+"""What masses are divided by at least: an empty run has no moment either."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +89,7 @@ def palettize(groups: Array, bits: int, importance: Array | None = None) -> Pale
     values = np.empty((count, 2**bits), np.float16)
     indices = np.empty((count, length), np.uint8)
     for rows in _chunks(count, length):
-        part = np.ascontiguousarray(groups[rows], np.float32)
-        # Beyond its range fp16 is infinite, and NaN compares with nothing.
-        if not (np.abs(part).max(initial=0) <= np.finfo(np.float16).max):
-            raise ExportError("a weight is NaN, infinite or beyond fp16's range: it cannot be palettized.")
+        part = within_half(groups[rows], "palettized")
         points = _points(part, None if importance is None else importance[rows])
         values[rows] = _clustered(points, 2**bits).numpy().astype(np.float16)
         indices[rows] = _nearest(part, values[rows])
@@ -313,11 +314,7 @@ def _error(points: _Points, cuts: torch.Tensor) -> torch.Tensor:
 def _cut_at(points: _Points, borders: torch.Tensor) -> torch.Tensor:
     """Cuts [G, K + 1] from the K - 1 values between runs."""
     inner = torch.searchsorted(points.places, borders.float())
-    return _with_ends(inner, points.length)
-
-
-def _with_ends(inner: torch.Tensor, length: int) -> torch.Tensor:
-    return functional.pad(functional.pad(inner, (1, 0)), (0, 1), value=length)
+    return functional.pad(functional.pad(inner, (1, 0)), (0, 1), value=points.length)
 
 
 def _nearest(part: Array, values: Array) -> Array:
