@@ -32,7 +32,9 @@ from mobile_o_export.bundle.manifest import (
 )
 from mobile_o_export.bundle.outcomes import OutcomeWriter
 from mobile_o_export.bundle.verify import finished, verify_component
+from mobile_o_export.calibration import Calibration
 from mobile_o_export.components.registry import component
+from mobile_o_export.compression.check import WEIGHTS, weights_json
 from mobile_o_export.errors import GateError, MissingToolError, UnsupportedError, UsageError
 from mobile_o_export.golden import Golden
 from mobile_o_export.golden.record import GoldenRecording
@@ -84,14 +86,25 @@ def export_bundle(
     out: Path,
     bundle_version: str,
     progress: Progress,
+    calibration: Sequence[Path] = (),
 ) -> ExportResult:
     """Lowers, runs, compares and packs; ``out`` appears when everything passed.
+
+    Args:
+        checkpoint: what to export.
+        targets: where to.
+        components: names; all where none are given.
+        golden: a recorded golden, or None to record one.
+        out: the bundle's folder.
+        bundle_version: goes into the manifest.
+        progress: told what happens.
+        calibration: further goldens, beside the bundle's, to calibrate activations on.
 
     Raises:
         UsageError: ``out`` is there already, or the targets skip every component; nothing was done.
         UnsupportedError: something is refused; nothing was done.
         MissingToolError: a backend's packages are not installed; nothing was done.
-        GoldenError: ``golden`` does not belong to the checkpoint.
+        GoldenError: a golden does not belong to the checkpoint.
         GateError: an output missed its gate; the bundle lies in ``<out>.failed`` for inspection.
     """
     items = plan(checkpoint, targets, components)
@@ -99,11 +112,12 @@ def export_bundle(
     failed = out.parent / f"{out.name}.failed"
     _require_replaceable(failed)
     given = None if golden is None else Golden.open(golden)
+    more = [Golden.open(path) for path in calibration]
     room = GOLDEN_ROOM_BYTES + int(WORKING_COPIES * sum(item.size_bytes for item in items))
     with staged_folder(out, room) as folder:
         progress("checkpoint", "", "computing the digest")
-        if given is not None:
-            given.require_checkpoint(checkpoint.digest)
+        for recorded in (*more, *([] if given is None else [given])):
+            recorded.require_checkpoint(checkpoint.digest)
         configs.write_configs(checkpoint, folder)
         (folder / MANIFEST_SCHEMA).write_text(json_schema())
         (folder / GOLDEN_FOLDER).mkdir()
@@ -111,7 +125,7 @@ def export_bundle(
             given.copy_into(folder / GOLDEN_FOLDER)
         else:
             record_golden(checkpoint, None, folder / GOLDEN_FOLDER, progress)
-        result = _export_into(folder, checkpoint, targets, items, bundle_version, progress)
+        result = _export_into(folder, checkpoint, targets, items, more, bundle_version, progress)
         if verdict(result.rows) is not Status.PASSED:
             shutil.rmtree(failed, ignore_errors=True)
             folder.rename(failed)
@@ -171,11 +185,13 @@ def _export_into(
     checkpoint: Checkpoint,
     targets: Sequence[Target],
     items: Sequence[PlanItem],
+    calibrated_on: Sequence[Golden],
     bundle_version: str,
     progress: Progress,
 ) -> ExportResult:
     """Lowers and verifies every item inside ``folder`` and writes report and manifest."""
     golden = Golden.open(folder / GOLDEN_FOLDER)
+    calibration = Calibration(checkpoint, [golden, *calibrated_on])
     entries: dict[str, dict[str, ComponentEntry]] = {target.name: {} for target in targets}
     lowered: dict[tuple[str, str], tuple[float, int]] = {}
     by_name = {target.name: target for target in targets}
@@ -185,14 +201,14 @@ def _export_into(
             continue
         memory.reset_peak()
         started = time.monotonic()
-        entry = _lower(folder, checkpoint, by_name[item.target], item, progress)
+        entry = _lower(folder, checkpoint, calibration, by_name[item.target], item, progress)
         entries[item.target][item.component] = entry
         lowered[item.target, item.component] = time.monotonic() - started, memory.peak_bytes()
         progress(item.target, item.component, Done(f"lowered, {entry.size_bytes / 1e6:.1f} MB"))
     for target in targets:
         graphs = {name: entry.graphs for name, entry in entries[target.name].items() if entry.graphs}
         if graphs:
-            backend(target.backend).finish(folder / target.name, graphs)
+            backend(target.backend).finish(folder / target.name, graphs, target.options)
 
     manifest = _manifest(checkpoint, targets, entries, bundle_version)
     rows: list[Row] = []
@@ -232,17 +248,29 @@ def _export_into(
 
 
 def _lower(
-    folder: Path, checkpoint: Checkpoint, target: Target, item: PlanItem, progress: Progress
+    folder: Path,
+    checkpoint: Checkpoint,
+    calibration: Calibration,
+    target: Target,
+    item: PlanItem,
+    progress: Progress,
 ) -> ComponentEntry:
-    assert item.request is not None
+    request = item.request
+    assert request is not None
     place = folder / item.target / item.component
     place.mkdir(parents=True)
-    artifact = backend(target.backend).lower(
-        item.request, checkpoint, place, lambda phrase: progress(item.target, item.component, phrase)
-    )
+
+    def say(phrase: str) -> None:
+        progress(item.target, item.component, phrase)
+
+    if request.recipe.calibrated:
+        request = replace(request, statistics=calibration.of(item.component, say))
+    artifact = backend(target.backend).lower(request, checkpoint, place, say)
     memory.release()
+    if artifact.weights:
+        (place / WEIGHTS).write_text(json.dumps(weights_json(artifact.weights), indent=1) + "\n")
     return ComponentEntry(
-        precision=item.precision,
+        recipe=item.recipe,
         gate=target.components[item.component].effective_gate,
         folder=place.relative_to(folder).as_posix(),
         size_bytes=sum(path.stat().st_size for path in place.rglob("*") if path.is_file()),
@@ -252,7 +280,7 @@ def _lower(
 
 def _chain_gate(entries: Iterable[ComponentEntry]) -> ChainGate | None:
     """What chains over these components must reach."""
-    precisions = [entry.precision for entry in entries if entry.precision is not None]
+    precisions = [kind for entry in entries if entry.recipe for kind in entry.recipe.precisions]
     return shipped_gates().of_chain(precisions) if precisions else None
 
 

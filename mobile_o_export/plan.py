@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING
 
 from mobile_o_export.backends.base import LowerRequest
 from mobile_o_export.backends.registry import backend
 from mobile_o_export.components.registry import COMPONENT_NAMES, component
+from mobile_o_export.compression.form import Form
+from mobile_o_export.compression.recipe import Recipe
 from mobile_o_export.errors import UsageError
 from mobile_o_export.pipelines.schedule import SchedulerConfig
-from mobile_o_export.precision import Precision
+from mobile_o_export.quiet import quiet_vendor
 from mobile_o_export.strict import nearest
 
 if TYPE_CHECKING:
     from mobile_o_export.checkpoint import Checkpoint
+    from mobile_o_export.components.base import GraphOptions
     from mobile_o_export.targets import Target
 
 BASE_MEMORY_BYTES = 900_000_000
@@ -30,6 +34,8 @@ class PlanItem:
     """One component on one target.
 
     Attributes:
+        recipe: precisions of the weights; None where the component is skipped.
+        forms: how each compressed weight would be stored.
         request: what would be lowered; None where it is skipped or refused.
         graphs: names of the graphs.
         size_bytes: estimated size of the files: the weights at the precision.
@@ -40,7 +46,8 @@ class PlanItem:
 
     target: str
     component: str
-    precision: Precision | None
+    recipe: Recipe | None
+    forms: Mapping[str, Form] = field(default_factory=dict)
     request: LowerRequest | None = None
     graphs: tuple[str, ...] = ()
     size_bytes: int = 0
@@ -76,22 +83,48 @@ def _item(checkpoint: Checkpoint, target: Target, name: str) -> PlanItem:
     vendor = backend(target.backend)
     if chosen.precision is None:
         return PlanItem(target.name, name, None, skip=chosen.skip or "")
-    precision = chosen.precision
-    request = LowerRequest(target.name, component(name), precision, target.sequence, target.options)
+    recipe = target.recipe(name)
+    request = LowerRequest(target.name, component(name), recipe, target.sequence, target.options)
     options = vendor.graph_options(request)
-    elements = sum(tensor.parameters for tensor in checkpoint.component_tensors(name))
+    stored, elements = _outlined(checkpoint, request, options)
     refusal = ""
-    if precision not in vendor.precisions:
-        known = ", ".join(vendor.precisions)
-        refusal = f"{target.backend} does not do {precision}; it does {known}"
+    if lacking := [precision for precision in recipe.precisions if not vendor.supports(precision)]:
+        refusal = f"{target.backend} does not do {lacking[0]}; it does {vendor.precisions}"
     refusal = refusal or vendor.refusal(request, checkpoint)
     return PlanItem(
         target=target.name,
         component=name,
-        precision=precision,
+        recipe=recipe,
+        forms=stored,
         request=None if refusal else request,
         graphs=tuple(spec.name for spec in component(name).graphs(checkpoint, options)),
-        size_bytes=elements * precision.weight_bits // 8,
+        size_bytes=_size_bytes(elements, recipe, stored.values()),
         memory_bytes=BASE_MEMORY_BYTES + int(elements * 4 * MEMORY_PER_WEIGHT_BYTE[target.backend]),
         refusal=refusal,
     )
+
+
+def _outlined(
+    checkpoint: Checkpoint, request: LowerRequest, options: GraphOptions
+) -> tuple[Mapping[str, Form], int]:
+    """How the compressed weights would be stored, and how many parameters there are in all.
+
+    Where anything is compressed these are the module's that would be lowered, without its content; else the
+    checkpoint's, which takes no time.
+    """
+    part = request.component
+    if not request.recipe.compresses:
+        return {}, sum(tensor.parameters for tensor in checkpoint.component_tensors(part.name))
+    from mobile_o_export.compression.compress import forms
+
+    with quiet_vendor():
+        module = part.prepare(part.load(checkpoint.outline()), options)
+    found = forms(module, request.recipe, f"{part.name} for {request.target}")
+    return found, sum(parameter.numel() for parameter in module.parameters())
+
+
+def _size_bytes(elements: int, recipe: Recipe, stored: Iterable[Form]) -> int:
+    """Of the weights, those that are not compressed in floating point."""
+    stored = tuple(stored)
+    rest = elements - sum(prod(form.shape) for form in stored)
+    return rest * recipe.floating.weight_bits // 8 + sum(form.size_bytes for form in stored)

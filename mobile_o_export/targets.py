@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, model_validator
 
 from mobile_o_export.components.registry import COMPONENT_NAMES
+from mobile_o_export.compression.recipe import Recipe, Rule
 from mobile_o_export.errors import ConfigError, UsageError
 from mobile_o_export.parity.gates import Gate, shipped_gates
 from mobile_o_export.precision import Precision
 from mobile_o_export.resources import shipped
 from mobile_o_export.strict import Strict, nearest, read_toml
+
+UNCOMPRESSED = "uncompressed"
+"""Instead of a precision's name: the target's own floating point."""
 
 RESERVED_NAMES = frozenset({"bundle", "config", "golden", "tokenizer", "torch", "vectors"})
 """Folders of a bundle beside its targets', and what commands call the bundle and PyTorch."""
@@ -53,10 +60,12 @@ class Sequence(Strict):
 class ComponentPlan(Strict):
     """What a target does with one component: a precision, or ``skip`` with the reason.
 
-    A ``gate`` replaces the precision's own; a looser one needs its reason.
+    ``rules`` give some weights another precision. A ``gate`` replaces the precisions' own; a looser one needs
+    its reason.
     """
 
     precision: Precision | None = None
+    rules: tuple[Rule, ...] = ()
     skip: str | None = Field(default=None, min_length=1)
     gate: Gate | None = None
 
@@ -64,29 +73,57 @@ class ComponentPlan(Strict):
     def _one_of_two(self) -> Self:
         if (self.precision is None) == (self.skip is None):
             raise ValueError('give a precision, or skip = "the reason"')
-        if self.gate is not None and self.precision is None:
-            raise ValueError("a component that is skipped has no gate")
+        if (self.gate is not None or self.rules) and self.precision is None:
+            raise ValueError("a component that is skipped has no gate and no rules")
         if self.gate is not None and self.precision is not None:
-            own = shipped_gates().of(self.precision)
+            own = shipped_gates().of(self.precisions)
             looser = self.gate.snr_db < own.snr_db or own.tokens_identical > self.gate.tokens_identical
             if looser and not self.gate.reason:
                 raise ValueError(f"a gate looser than {self.precision}'s {own.snr_db:g} dB needs a reason")
         return self
 
     @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """Its own and its rules'."""
+        assert self.precision is not None
+        return (self.precision, *(rule.precision for rule in self.rules))
+
+    @property
     def effective_gate(self) -> Gate:
         """The gate that applies."""
-        assert self.precision is not None
-        return self.gate or shipped_gates().of(self.precision)
+        return self.gate or shipped_gates().of(self.precisions)
+
+
+class ComponentRecipe(Strict):
+    """The precision of a component's weights, and of some by rules."""
+
+    precision: Precision
+    rules: tuple[Rule, ...] = ()
+
+
+class RecipeFile(Strict):
+    """A recipe's file: what to use instead of a target's own precisions."""
+
+    components: dict[str, ComponentRecipe]
+
+    @model_validator(mode="after")
+    def _names_components(self) -> Self:
+        _require_components(self.components)
+        return self
 
 
 class Target(Strict):
-    """One target file."""
+    """One target file.
+
+    Attributes:
+        floating: what is computed in, and how weights are stored that are not compressed.
+    """
 
     name: str
     backend: str
     description: str
     sequence: Sequence
+    floating: Precision
     options: dict[str, Any] = Field(default_factory=dict)
     components: dict[str, ComponentPlan]
 
@@ -100,16 +137,42 @@ class Target(Strict):
         return self
 
     @model_validator(mode="after")
+    def _computes_in_floating_point(self) -> Self:
+        if not self.floating.floating:
+            raise ValueError(f"floating must be fp32, fp16 or w16, not {self.floating}")
+        return self
+
+    @model_validator(mode="after")
     def _names_every_component(self) -> Self:
-        for name in self.components:
-            if name not in COMPONENT_NAMES:
-                raise ValueError(
-                    f"component {name!r} is unknown.{nearest(name, COMPONENT_NAMES)} Use "
-                    f"{', '.join(COMPONENT_NAMES)}"
-                )
+        _require_components(self.components)
         if missing := [name for name in COMPONENT_NAMES if name not in self.components]:
             raise ValueError(f"says nothing of {', '.join(missing)}: give a precision or skip each")
         return self
+
+    def with_recipes(self, recipes: Mapping[str, ComponentRecipe]) -> Target:
+        """This target with other precisions, and their own gates, for components that it does not skip."""
+        changed = {
+            name: ComponentPlan(precision=recipes[name].precision, rules=recipes[name].rules)
+            for name, chosen in self.components.items()
+            if name in recipes and chosen.skip is None
+        }
+        return self.model_copy(update={"components": {**self.components, **changed}})
+
+    def recipe(self, component: str) -> Recipe:
+        """The precisions of the weights of a component that is not skipped."""
+        chosen = self.components[component]
+        assert chosen.precision is not None
+        floating = chosen.precision if chosen.precision.floating else self.floating
+        return Recipe(floating=floating, default=chosen.precision, rules=chosen.rules)
+
+
+def _require_components(names: Iterable[str]) -> None:
+    for name in names:
+        if name not in COMPONENT_NAMES:
+            raise ValueError(
+                f"component {name!r} is unknown.{nearest(name, COMPONENT_NAMES)} Use "
+                f"{', '.join(COMPONENT_NAMES)}"
+            )
 
 
 def target_names() -> list[str]:
@@ -139,14 +202,43 @@ def load_target(name_or_path: str) -> Target:
     return target
 
 
-def load_targets(names: list[str]) -> list[Target]:
+def load_targets(
+    names: list[str], precisions: Iterable[str] = (), recipe: Path | None = None
+) -> list[Target]:
     """Several targets, each once.
 
+    Args:
+        names: shipped ones, or .toml files.
+        precisions: instead of their own: of every component that is not skipped, or ``component=precision``;
+            ``uncompressed`` is each target's floating point.
+        recipe: a .toml file of precisions and rules for components, likewise; ``precisions`` come before it.
+
     Raises:
-        UsageError: one is unknown, or two have one name.
+        UsageError: one is unknown, two have one name, or a precision is not known.
+        ConfigError: the recipe's file is wrong.
     """
     targets = [load_target(name) for name in dict.fromkeys(names)]
     found = [target.name for target in targets]
     if twice := {name for name in found if found.count(name) > 1}:
         raise UsageError(f"two targets are called {sorted(twice)[0]!r}. Rename one and its file.")
-    return targets
+    chosen = {} if recipe is None else dict(read_toml(recipe, RecipeFile).components)
+    asked = tuple(precisions)
+    return [
+        target.with_recipes(reduce(or_, (_chosen(text, target.floating) for text in asked), chosen))
+        for target in targets
+    ]
+
+
+def _chosen(text: str, floating: Precision) -> dict[str, ComponentRecipe]:
+    """What ``P`` or ``component=P`` asks of components, for a target that computes in ``floating``."""
+    component, _, name = text.rpartition("=")
+    if component and component not in COMPONENT_NAMES:
+        raise UsageError(
+            f"component {component!r} is unknown.{nearest(component, COMPONENT_NAMES)} Use one of "
+            f"{', '.join(COMPONENT_NAMES)}."
+        )
+    try:
+        wanted = ComponentRecipe(precision=floating if name == UNCOMPRESSED else Precision.parse(name))
+    except ValueError as error:
+        raise UsageError(f"{error}.") from error
+    return dict.fromkeys([component] if component else COMPONENT_NAMES, wanted)

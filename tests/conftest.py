@@ -15,14 +15,16 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from mobile_o_export.checkpoint import Checkpoint
-from mobile_o_export.export import ExportResult, export_bundle
-from mobile_o_export.targets import load_targets, target_names
+from mobile_o_export.export import ExportResult, export_bundle, record_golden
+from mobile_o_export.golden import Golden
+from mobile_o_export.targets import load_targets
 
 # A shell starts what it puts in the background with Ctrl-C ignored, and so would be what tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DATA = Path(__file__).parent / "data"
+EXPORTED = ["coreml-ane", "litert-cpu", "tensorrt-orin"]
 
 
 @pytest.fixture(scope="session")
@@ -37,11 +39,26 @@ def reference_checkpoint(reference_folder: Path) -> Checkpoint:
 
 
 @pytest.fixture(scope="session")
-def exported(reference_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
-    """The fixture checkpoint on every shipped target. Tests that change the bundle copy it first."""
+def reference_golden(reference_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Golden:
+    """The fixture checkpoint's golden on the shipped prompts."""
+    folder = tmp_path_factory.mktemp("golden")
+    record_golden(reference_checkpoint, None, folder, lambda *_: None)
+    return Golden.open(folder)
+
+
+@pytest.fixture(scope="session")
+def exported(
+    reference_checkpoint: Checkpoint, reference_golden: Golden, tmp_path_factory: pytest.TempPathFactory
+) -> ExportResult:
+    """The fixture checkpoint, uncompressed, on one target of each backend.
+
+    Tests that change the bundle copy it first.
+    """
     out = tmp_path_factory.mktemp("export") / "bundle"
-    targets = load_targets(target_names())
-    return export_bundle(reference_checkpoint, targets, (), None, out, "1.2.3", lambda *_: None)
+    targets = load_targets(EXPORTED, ["uncompressed"])
+    return export_bundle(
+        reference_checkpoint, targets, (), reference_golden.path, out, "1.2.3", lambda *_: None
+    )
 
 
 @pytest.fixture(scope="session")

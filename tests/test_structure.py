@@ -238,14 +238,19 @@ for name in {[name_of(path) for path in MODULES if path.stem != "__main__"]!r}:
 
 NEEDS_TORCH = (
     "backends.coreml.convert",
+    "backends.coreml.encode",
     "backends.coreml.interpreter",
     "backends.coreml.rewrites",
     "backends.litert.convert",
     "backends.onnx.convert",
     "backends.tracing",
     "components",
+    "compression.activations",
+    "compression.compress",
     "compression.palettes",
+    "compression.recognise",
     "model",
+    "tuning",
 )
 """What computes with PyTorch, or traces it."""
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from mobile_o_export.components.base import Component, GraphOptions, GraphSpec
+from mobile_o_export.compression.check import WeightRow
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.precision import Precision
 from mobile_o_export.progress import Say
 
 if TYPE_CHECKING:
     from mobile_o_export.checkpoint import Checkpoint
+    from mobile_o_export.compression.activations import Statistics
+    from mobile_o_export.compression.recipe import Recipe
     from mobile_o_export.targets import Sequence
 
 
@@ -34,13 +37,17 @@ class Probe:
 
 @dataclass(frozen=True)
 class LowerRequest:
-    """One component to be lowered for one target."""
+    """One component to be lowered for one target, its weights at the precisions of ``recipe``.
+
+    ``statistics`` are of its layers' inputs, where the recipe needs them.
+    """
 
     target: str
     component: Component
-    precision: Precision
+    recipe: Recipe
     sequence: Sequence
     options: Mapping[str, Any]
+    statistics: Statistics = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,9 +67,13 @@ class GraphFile:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A lowered component: its graphs, and whatever ships beside them in its folder."""
+    """A lowered component: its graphs, and whatever ships beside them in its folder.
+
+    ``weights`` are those that were compressed, as they were read back from the files.
+    """
 
     graphs: tuple[GraphFile, ...]
+    weights: tuple[WeightRow, ...] = ()
 
 
 class Executor(Protocol):
@@ -92,7 +103,13 @@ class Backend(Protocol):
     """One ecosystem."""
 
     name: str
-    precisions: tuple[Precision, ...]
+
+    def supports(self, precision: Precision) -> bool:
+        """Whether weights can be stored at ``precision``."""
+        ...
+
+    precisions: str
+    """What it supports, for a message."""
 
     def probe(self) -> Probe:
         """What works on this host, going by what is installed."""
@@ -114,10 +131,12 @@ class Backend(Protocol):
         """Writes the component into the empty ``folder``."""
         ...
 
-    def finish(self, folder: Path, graphs: Mapping[str, tuple[GraphFile, ...]]) -> None:
+    def finish(
+        self, folder: Path, graphs: Mapping[str, tuple[GraphFile, ...]], options: Mapping[str, Any]
+    ) -> None:
         """Adds to a target's ``folder`` what concerns all its components together, if anything.
 
-        ``graphs`` are each component's, their files below ``folder / component``.
+        ``graphs`` are each component's, their files below ``folder / component``; ``options`` the target's.
         """
         ...
 

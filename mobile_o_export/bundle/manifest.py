@@ -13,13 +13,13 @@ from pydantic import Field, model_validator
 
 from mobile_o_export.backends.base import GraphFile
 from mobile_o_export.components.base import FunctionSpec
+from mobile_o_export.compression.recipe import Recipe
 from mobile_o_export.errors import BundleError, GateError
 from mobile_o_export.parity.gates import ChainGate, Gate
-from mobile_o_export.precision import Precision
 from mobile_o_export.strict import Strict, Versioned, read_json
 from mobile_o_export.targets import Sequence
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 MANIFEST = "manifest.json"
 MANIFEST_DIGEST = "manifest.sha256"
 MANIFEST_SCHEMA = "manifest.schema.json"
@@ -69,7 +69,7 @@ class FileEntry(Strict):
 class ComponentEntry(Strict):
     """One component on one target: its graphs' I/O contracts and files, or why it is not here."""
 
-    precision: Precision | None = None
+    recipe: Recipe | None = None
     gate: Gate | None = None
     folder: str = ""
     size_bytes: int = 0
@@ -78,8 +78,8 @@ class ComponentEntry(Strict):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        if self.skipped is None and (self.precision is None or self.gate is None or not self.graphs):
-            raise ValueError("an exported component has a precision, a gate and graphs")
+        if self.skipped is None and (self.recipe is None or self.gate is None or not self.graphs):
+            raise ValueError("an exported component has a recipe, a gate and graphs")
         return self
 
 
@@ -130,7 +130,7 @@ class Manifest(Strict):
         files: every file of the bundle but this one and its digest, by path.
     """
 
-    schema_version: Literal[2]
+    schema_version: Literal[3]
     bundle_version: str
     made_with: dict[str, str]
     checkpoint: CheckpointEntry

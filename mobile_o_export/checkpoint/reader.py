@@ -121,6 +121,10 @@ class Checkpoint:
         validate(path, config, {name: info.shape for name, info in tensors.items()})
         return cls(path, config, files, None if lora is None else LoraAdapter(Path(lora), tensors))
 
+    def outline(self) -> Checkpoint:
+        """This checkpoint with tensors of the right shapes and no content (``meta``): for names and sizes."""
+        return _Outline(self.path, self.config, self._files, self.lora)
+
     def component_tensors(self, component: str) -> tuple[TensorInfo, ...]:
         """The stored tensors of ``component``, one of :data:`COMPONENT_PREFIXES`, sorted by name."""
         prefixes = COMPONENT_PREFIXES[component]
@@ -254,6 +258,19 @@ class Checkpoint:
                 f"{where} holds {max(-low, high):g}, more than {wanted} can ({limit:g}). "
                 "Read this checkpoint as fp32 or bf16."
             )
+
+
+class _Outline(Checkpoint):
+    def _tensor(self, name: str, dtype: torch.dtype | None) -> torch.Tensor:
+        import torch
+
+        info = self.tensors[_EMBEDDINGS if name not in self.tensors else name]
+        stored: torch.dtype = getattr(torch, info.dtype)
+        return torch.empty(
+            info.shape,
+            dtype=dtype if dtype is not None and stored.is_floating_point else stored,
+            device="meta",
+        )
 
 
 def _open_files(path: Path) -> dict[str, SafetensorsFile]:

@@ -9,8 +9,8 @@ import typer
 
 from mobile_o_export.cli.console import ProgressPrinter, megabytes, table
 from mobile_o_export.cli.inspect import CheckpointPath, Lora
-from mobile_o_export.cli.paths import expanded
-from mobile_o_export.cli.plan import Components, Targets
+from mobile_o_export.cli.paths import expanded, expanded_all
+from mobile_o_export.cli.plan import Components, Precisions, RecipeFile, RecordedGolden, Targets
 from mobile_o_export.cli.rows import summary
 
 
@@ -24,13 +24,17 @@ def export(
         ),
     ],
     component: Components = None,
-    golden: Annotated[
-        Path | None,
+    precision: Precisions = None,
+    recipe: RecipeFile = None,
+    golden: RecordedGolden = None,
+    calibration: Annotated[
+        list[str] | None,
         typer.Option(
-            "--golden",
-            help="A recorded golden; without it one is recorded on the way.",
+            "--calibration",
+            help="A golden of further prompts to calibrate activations on, beside the bundle's own; may be "
+            "repeated.",
             metavar="DIR",
-            callback=expanded,
+            callback=expanded_all,
         ),
     ] = None,
     lora: Lora = None,
@@ -46,11 +50,20 @@ def export(
         from mobile_o_export.export import ParityError, export_bundle
         from mobile_o_export.targets import load_targets
 
-        targets = load_targets(target)
+        targets = load_targets(target, precision or (), recipe)
         opened = Checkpoint.open(checkpoint, lora)
         failure = None
         try:
-            result = export_bundle(opened, targets, component or (), golden, out, bundle_version, progress)
+            result = export_bundle(
+                opened,
+                targets,
+                component or (),
+                golden,
+                out,
+                bundle_version,
+                progress,
+                calibration=[Path(place) for place in calibration or ()],
+            )
         except ParityError as error:
             failure = error
     if failure is not None:

@@ -24,6 +24,7 @@ from mobile_o_export.cli import (
     inspect,
     plan,
     report,
+    tune,
     verify,
 )
 from mobile_o_export.cli.interrupts import Interruption, interruptible
@@ -85,6 +86,7 @@ app.command("init-checkpoint")(init_checkpoint.init_checkpoint)
 app.command("plan")(plan.plan)
 app.add_typer(golden.app, name="golden")
 app.command("export")(export.export)
+app.command("tune")(tune.tune)
 app.command("verify")(verify.verify)
 app.command("compare")(compare.compare)
 app.command("evaluate")(evaluate.evaluate)

@@ -19,9 +19,14 @@ def expanded(path: Path | None) -> Path | None:
         return path
 
 
-def expanded_all(names: list[str]) -> list[str]:
-    """The same for names that may be paths."""
-    return [str(expanded(Path(name))) if name.startswith("~") else name for name in names]
+def expanded_name(name: str) -> str:
+    """The same for a name that may be a path."""
+    return str(expanded(Path(name))) if name.startswith("~") else name
+
+
+def expanded_all(names: list[str] | None) -> list[str]:
+    """The same for several."""
+    return [expanded_name(name) for name in names or []]
 
 
 def require_output_file(option: str, path: Path, bundle: Path | None) -> None:

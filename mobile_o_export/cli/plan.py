@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mobile_o_export.cli.console import ProgressPrinter, megabytes, table
 from mobile_o_export.cli.inspect import CheckpointPath, Lora
-from mobile_o_export.cli.paths import expanded_all
+from mobile_o_export.cli.paths import expanded, expanded_all
 from mobile_o_export.errors import UnsupportedError
 
 Targets = Annotated[
@@ -24,12 +25,41 @@ Targets = Annotated[
 Components = Annotated[
     list[str] | None, typer.Option("--component", help="Only this component; may be repeated.", metavar="C")
 ]
+RecordedGolden = Annotated[
+    Path | None,
+    typer.Option(
+        "--golden",
+        help="A recorded golden; without it one is recorded on the way.",
+        metavar="DIR",
+        callback=expanded,
+    ),
+]
+Precisions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--precision",
+        help="Instead of the targets' own: P for every component, or COMPONENT=P; may be repeated. "
+        "uncompressed is the target's floating point.",
+        metavar="P",
+    ),
+]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe",
+        help="A .toml of precisions and rules for components, instead of the targets' own.",
+        metavar="FILE",
+        callback=expanded,
+    ),
+]
 
 
 def plan(
     checkpoint: CheckpointPath,
     target: Targets,
     component: Components = None,
+    precision: Precisions = None,
+    recipe: RecipeFile = None,
     lora: Lora = None,
     json_output: Annotated[
         bool, typer.Option("--json", help="Print a JSON object instead of a table.")
@@ -45,13 +75,16 @@ def plan(
         from mobile_o_export.plan import plan as make_plan
         from mobile_o_export.targets import load_targets
 
-        items = make_plan(Checkpoint.open(checkpoint, lora), load_targets(target), component or ())
+        items = make_plan(
+            Checkpoint.open(checkpoint, lora), load_targets(target, precision or (), recipe), component or ()
+        )
     if json_output:
         rows = [
             {
                 "target": item.target,
                 "component": item.component,
-                "precision": None if item.precision is None else str(item.precision),
+                "precision": None if item.recipe is None else str(item.recipe.default),
+                "recipe": None if item.recipe is None else item.recipe.model_dump(mode="json"),
                 "graphs": list(item.graphs),
                 "size_bytes": item.size_bytes,
                 "memory_bytes": item.memory_bytes,
@@ -73,7 +106,13 @@ def plan(
                 else [f"≈ {megabytes(item.size_bytes)}", f"≈ {megabytes(item.memory_bytes)}"]
             )
             lines.append(
-                [item.target, item.component, item.precision or "-", *numbers, note or ", ".join(item.graphs)]
+                [
+                    item.target,
+                    item.component,
+                    "-" if item.recipe is None else str(item.recipe),
+                    *numbers,
+                    note or ", ".join(item.graphs),
+                ]
             )
         print(
             table(["target", "component", "precision", "size", "peak memory", "graphs"], lines, right=(3, 4))

@@ -297,6 +297,8 @@ class Projector(nn.Sequential):
 def fuse_for_inference(encoder: FastViTHD) -> None:
     """Folds batch norms and layer scales into the convolutions next to them, in place.
 
+    The pooled head goes: no feature comes from it.
+
     norm(conv(x)) = (g·W)x + (b − g·m) with g = weight / sqrt(var + eps), and s·(Wx + b) = (s·W)x + s·b: exact
     in real arithmetic, and fewer operations on a device.
     """
@@ -309,6 +311,7 @@ def fuse_for_inference(encoder: FastViTHD) -> None:
         elif isinstance(module, AttentionBlock):
             _scale_output(module.token_mixer.proj, module, "layer_scale_1")
             _scale_output(module.convffn.fc2, module, "layer_scale_2")
+    del encoder.head
 
 
 def _scale_output(layer: nn.Conv2d | nn.Linear, block: nn.Module, name: str) -> None:

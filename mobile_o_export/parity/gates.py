@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from mobile_o_export.precision import Precision
+from mobile_o_export.precision import Activations, Precision
 from mobile_o_export.strict import Strict, read_toml
 
 
@@ -64,10 +64,16 @@ class Gates(Strict):
     fp32: PrecisionGates
     w16: PrecisionGates
     fp16: PrecisionGates
+    w8: PrecisionGates
+    w6: PrecisionGates
+    w4: PrecisionGates
+    a8: PrecisionGates
 
-    def of(self, precision: Precision) -> Gate:
-        """What one function's outputs must reach at ``precision``."""
-        return self._gates(precision).function
+    def of(self, precisions: Iterable[Precision]) -> Gate:
+        """What one function's outputs must reach: as much as the coarsest of its ``precisions`` can."""
+        return min(
+            (self._gates(precision).function for precision in precisions), key=lambda gate: gate.snr_db
+        )
 
     def of_chain(self, precisions: Iterable[Precision]) -> ChainGate:
         """What a chain over components of these ``precisions`` must reach: as much as the coarsest can."""
@@ -75,8 +81,18 @@ class Gates(Strict):
         return min(gates, key=lambda gate: gate.latent_db)
 
     def _gates(self, precision: Precision) -> PrecisionGates:
-        gates: PrecisionGates = getattr(self, precision.value)
+        gates: PrecisionGates = getattr(self, _class(precision))
         return gates
+
+
+def _class(precision: Precision) -> str:
+    """The name of the gates of ``precision``: fewer than 4 bits are judged like 4."""
+    if precision.floating:
+        return str(precision)
+    bits = precision.weight_bits
+    if bits == 8 and precision.activations in (Activations.INT8, Activations.DYNAMIC):
+        return "a8"
+    return "w8" if bits == 8 else "w6" if bits == 6 else "w4"
 
 
 def shipped_gates() -> Gates:

@@ -18,6 +18,9 @@ SSIM_K1, SSIM_K2 = 0.01, 0.03
 SNR_CEILING_DB = 200.0
 """What bit-identical arrays score: beyond anything two fp32 computations can differ by."""
 
+PIECE = 1 << 22
+"""Elements that are taken at a time where arrays may be large."""
+
 
 @dataclass(frozen=True)
 class Metrics:
@@ -52,15 +55,32 @@ def measure(golden: Array, actual: Array) -> Metrics:
     worst = np.unravel_index(int(difference.argmax()), difference.shape)
     signal, noise = float(np.square(reference).sum()), float(np.square(difference).sum())
     energy = math.sqrt(signal) * math.sqrt(float(np.square(candidate).sum()))
-    if noise == 0.0:
-        snr_db = SNR_CEILING_DB
-    elif signal == 0.0:
-        snr_db = -math.inf
-    else:
-        snr_db = min(SNR_CEILING_DB, 10.0 * math.log10(signal / noise))
     product = float((reference * candidate).sum())
     cosine = product / energy if energy > 0.0 else float(noise == 0.0)
-    return Metrics(snr_db, float(difference.max()), tuple(int(i) for i in worst), cosine)
+    return Metrics(_level(signal, noise), float(difference.max()), tuple(int(i) for i in worst), cosine)
+
+
+def snr_db(golden: Array, actual: Array) -> float:
+    """The SNR alone, as in ``Metrics``, of finite arrays of one shape; a piece at a time, for large ones."""
+    signal = noise = 0.0
+    pieces = zip(*(_pieces(array) for array in (golden, actual)), strict=True)
+    for reference, candidate in pieces:
+        wide = reference.astype(np.float64)
+        signal += float(np.square(wide).sum())
+        noise += float(np.square(wide - candidate).sum())
+    return _level(signal, noise)
+
+
+def _pieces(array: Array) -> list[Array]:
+    flat = np.ravel(array)
+    return [flat[start : start + PIECE] for start in range(0, len(flat), PIECE)]
+
+
+def _level(signal: float, noise: float) -> float:
+    """Powers as dB."""
+    if noise == 0.0:
+        return SNR_CEILING_DB
+    return -math.inf if signal == 0.0 else min(SNR_CEILING_DB, 10.0 * math.log10(signal / noise))
 
 
 def psnr_db(golden: Array, actual: Array) -> float:

@@ -60,12 +60,12 @@ def _component(entry: TargetEntry, name: str, rows: Sequence[Row], width: int) -
         number(decibels(value)),
         cell(level_bar(value, gate, verdict.status)),
         number(limit(gate), *([small(looser)] if looser else [])),
-        cell(_precision(component.precision if component is not None else None)),
+        cell(_precision(component.recipe if component is not None else None)),
         cell(joined(dict.fromkeys(own.runtime for own in rows if own.runtime != NO_RUNTIME), ", ") or DASH),
     )
 
 
-def _precision(precision: str | None) -> str:
+def _precision(precision: object | None) -> str:
     return DASH if precision is None else str(precision)
 
 

@@ -15,6 +15,7 @@ from mobile_o_export.backends.registry import backend
 from mobile_o_export.bundle.manifest import file_entries
 from mobile_o_export.checkpoint import Checkpoint
 from mobile_o_export.components.registry import component
+from mobile_o_export.compression.recipe import Recipe
 from mobile_o_export.precision import Precision
 from mobile_o_export.targets import load_target
 
@@ -27,7 +28,8 @@ def lower(reference_checkpoint: Checkpoint) -> Lower:
 
     def run(name: str, folder: Path, precision: Precision) -> None:
         folder.mkdir()
-        request = LowerRequest(target.name, component(name), precision, target.sequence, target.options)
+        recipe = Recipe(floating=precision, default=precision)
+        request = LowerRequest(target.name, component(name), recipe, target.sequence, target.options)
         backend("coreml").lower(request, reference_checkpoint, folder, lambda _phrase: None)
 
     return run

@@ -81,7 +81,7 @@ class TargetFile:
         end: str = "",
     ) -> Path:
         parts = [
-            f'name = "{name}"\nbackend = "{backend}"\ndescription = "a test\'s"',
+            f'name = "{name}"\nbackend = "{backend}"\ndescription = "a test\'s"\nfloating = "fp16"',
             f"[sequence]\n{sequence}",
             f"[options]\n{options}",
             *(f"[components.{c}]\n{mcp if c == 'mcp' else others}" for c in EVERY_COMPONENT),

@@ -13,6 +13,8 @@ import pytest
 from cli_harness import Cli, TargetFile
 from safetensors.numpy import load_file, save_file
 
+from mobile_o_export.backends.registry import backend
+
 MCP = "model.diffusion_connector.fusion."
 
 
@@ -116,7 +118,10 @@ def test_no_adapter(cli: Cli, reference_folder: Path, tmp_path: Path) -> None:
             "coreml-anne",
             "target 'coreml-anne' is unknown. Did you mean 'coreml-ane'? Use one of coreml-ane, ",
         ),
-        ("", "target '' is unknown. Use one of coreml-ane, litert-cpu, tensorrt-orin, or give the path"),
+        (
+            "",
+            "target '' is unknown. Use one of coreml-ane, coreml-gpu, litert-cpu, onnx-cpu, tensorrt-orin",
+        ),
         ("nope.toml", "nope.toml: cannot be read: No such file or directory."),
     ],
 )
@@ -164,7 +169,10 @@ ONNX = {"backend": "onnx", "sequence": "max_length = 64\ncontext = 1024"}
             {"backend": "corml"},
             "backend 'corml' is unknown. Did you mean 'coreml'? Use one of coreml, litert,",
         ),
-        ({"mcp": 'precision = "int4"'}, "components.mcp.precision: Input should be 'fp32', 'fp16' or 'w16'."),
+        (
+            {"mcp": 'precision = "int4"'},
+            "components.mcp.precision: precision 'int4' is unknown. Use fp32, fp16, w16,",
+        ),
         ({"mcp": ""}, 'components.mcp: give a precision, or skip = "the reason".'),
         (
             {"mcp": 'precision = "fp16"\nskip = "x"'},
@@ -263,7 +271,7 @@ def test_plan_shows_what_it_refuses(
 ) -> None:
     path = target_file(mcp='precision = "w16"', others='skip = "not needed"')
     outcome = cli("plan", reference_folder, "--target", path, *["--json"] * as_json)
-    refusal = "coreml does not do w16; it does fp32, fp16"
+    refusal = f"coreml does not do w16; it does {backend('coreml').precisions}"
     assert outcome.code == 2
     assert outcome.err == (
         f"error: 1 of 5 cannot be exported, the first: mine, mcp: {refusal}. "
@@ -289,7 +297,7 @@ def test_export_refuses_what_plan_refuses(
     path = target_file(mcp='precision = "w16"')
     out = tmp_path / "out"
     outcome = cli("export", reference_folder, "--target", path, "--out", out)
-    outcome.refused("mine, mcp: coreml does not do w16; it does fp32, fp16. Change the target's file")
+    outcome.refused("mine, mcp: coreml does not do w16; it does fp32, fp16, ", ". Change the target's file")
     assert not out.exists()
 
 

@@ -16,6 +16,7 @@ import pytest
 from mobile_o_export.backends.base import GraphFile
 from mobile_o_export.backends.onnx import tensorrt
 from mobile_o_export.backends.onnx.convert import AXIS_NAMES
+from mobile_o_export.backends.registry import BACKEND_NAMES
 from mobile_o_export.bundle.manifest import Manifest, file_entries, json_schema, read_manifest
 from mobile_o_export.bundle.verify import verify_bundle
 from mobile_o_export.checkpoint import Checkpoint
@@ -23,7 +24,6 @@ from mobile_o_export.components.registry import COMPONENT_NAMES, component
 from mobile_o_export.golden import Golden
 from mobile_o_export.parity.chain import CHAIN
 from mobile_o_export.parity.judge import Row, Status
-from mobile_o_export.targets import target_names
 from mobile_o_export.tensors import Role, TensorSpec
 
 RUNTIMES = {
@@ -48,8 +48,8 @@ def graphs(manifest: Manifest, target: str) -> Iterator[tuple[str, GraphFile]]:
         yield from ((name, graph) for graph in entry.graphs)
 
 
-def test_every_target_holds_every_component(manifest: Manifest) -> None:
-    assert sorted(manifest.targets) == target_names()
+def test_targets_of_every_backend_hold_every_component(manifest: Manifest) -> None:
+    assert {target.backend for target in manifest.targets.values()} == set(BACKEND_NAMES)
     for target in manifest.targets.values():
         assert tuple(target.components) == COMPONENT_NAMES
         assert [name for name, entry in target.components.items() if entry.skipped is not None] == []
@@ -119,7 +119,9 @@ def test_the_shipped_report_shows_how_latents_drift(bundle: Path) -> None:
     for curve in drift:
         levels = curve["snr_db"]
         assert len(levels) == {"cube": 20, "cat": 2}.get(curve["case"], 3)
-        assert levels[0] > levels[-1] > 45.0
+        assert min(levels) > 45.0
+        # In fp32 arithmetic rounding alone is left, which need not grow.
+        assert curve["target"] == "litert-cpu" or levels[0] > levels[-1]
 
 
 def test_the_manifest_fits_the_schema_that_lies_beside_it(bundle: Path) -> None:

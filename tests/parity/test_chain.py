@@ -330,6 +330,10 @@ def test_the_shipped_gates_keep_the_promise(
         ([Precision.W16, Precision.FP32], "w16"),
         ([Precision.FP32, Precision.FP16, Precision.W16], "fp16"),
         ([Precision.FP16], "fp16"),
+        ([Precision.FP16, Precision.parse("w8")], "w8"),
+        ([Precision.parse("w8_lut"), Precision.parse("w6_lut_g16")], "w6"),
+        ([Precision.parse("w4_b32"), Precision.parse("w6_lut_g16")], "w4"),
+        ([Precision.parse("w2_lut"), Precision.FP32], "w4"),
     ],
 )
 def test_a_chain_s_gate_is_that_of_its_coarsest_component(precisions: list[Precision], coarsest: str) -> None:
@@ -340,7 +344,9 @@ def test_a_chain_s_gate_is_that_of_its_coarsest_component(precisions: list[Preci
 def test_no_gate_of_a_coarser_precision_asks_for_more() -> None:
     """So that the coarsest is the same for every stage."""
     gates = shipped_gates()
-    for finer, coarser in ((gates.fp32, gates.w16), (gates.w16, gates.fp16)):
+    for finer, coarser in itertools.pairwise(
+        [gates.fp32, gates.w16, gates.fp16, gates.w8, gates.w6, gates.w4]
+    ):
         for name, least in coarser.chain:
             wanted = getattr(finer.chain, name)
             assert wanted <= least if name == "tie" else wanted >= least, name

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from mobile_o_export.parity import metrics
 from mobile_o_export.parity.metrics import SNR_CEILING_DB, Array, measure
 
 
@@ -119,3 +120,16 @@ def test_the_largest_difference_is_given_with_its_place() -> None:
 def test_what_cannot_be_compared_is_refused(golden: Array, actual: Array, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         measure(golden, actual)
+
+
+@pytest.mark.parametrize("shape", [(3,), (7, 11), (5, 4, 3)])
+def test_the_level_alone_is_that_of_all_measures(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "PIECE", 4)
+    rng = np.random.default_rng(0)
+    golden = rng.normal(size=shape).astype(np.float32)
+    actual = (golden + rng.normal(scale=0.01, size=shape)).astype(np.float16)
+    assert metrics.snr_db(golden, actual) == pytest.approx(measure(golden, actual).snr_db)
+    assert metrics.snr_db(golden, golden) == metrics.SNR_CEILING_DB
+    assert metrics.snr_db(np.zeros(shape), golden) == -np.inf

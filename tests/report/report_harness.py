@@ -24,6 +24,7 @@ from mobile_o_export.bundle.manifest import (
 )
 from mobile_o_export.bundle.outcomes import OUTCOMES, OUTCOMES_FOLDER, Outcome, Outcomes
 from mobile_o_export.components.base import FunctionSpec, GraphSpec
+from mobile_o_export.compression.recipe import Recipe
 from mobile_o_export.evaluation.record import PICTURES, Answered, Drawn, Evaluation, ModelRun, Settings
 from mobile_o_export.parity.chain import CHAIN
 from mobile_o_export.parity.gates import shipped_gates
@@ -55,8 +56,8 @@ def component(target: str, name: str, precision: Precision, size: int) -> Compon
     [function] = FUNCTIONS[name]
     spec = GraphSpec(f"{function.name}_64", (function.name,), function.inputs, function.outputs)
     return ComponentEntry(
-        precision=precision,
-        gate=GATES.of(precision),
+        recipe=Recipe(floating=precision, default=precision),
+        gate=GATES.of([precision]),
         folder=f"{target}/{name}",
         size_bytes=size,
         graphs=(GraphFile(spec, f"{name}.bin", "main"),),

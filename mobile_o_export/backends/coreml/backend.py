@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -15,7 +15,7 @@ from mobile_o_export.backends import versions
 from mobile_o_export.backends.base import Artifact, Executor, GraphFile, LowerRequest, Probe
 from mobile_o_export.components.base import CacheStyle, GraphOptions
 from mobile_o_export.errors import ConfigError
-from mobile_o_export.precision import Precision
+from mobile_o_export.precision import Activations, Precision
 from mobile_o_export.progress import Say
 from mobile_o_export.quiet import captured
 from mobile_o_export.strict import Strict, check
@@ -46,7 +46,11 @@ class CoreMLBackend:
     """.mlpackage folders."""
 
     name = "coreml"
-    precisions = (Precision.FP32, Precision.FP16)
+    precisions = "fp32, fp16, wN_lut and wN_lut_gC (N 1, 2, 3, 4, 6 or 8), w4, w8, w4_bB, w8_bB and w8a8"
+
+    def supports(self, precision: Precision) -> bool:
+        """Everything but fp16 weights under fp32 arithmetic; of integer activations calibrated int8."""
+        return precision != Precision.W16 and precision.activations in (None, Activations.INT8)
 
     def probe(self) -> Probe:
         """Whether coremltools is installed, and which runtime this host has."""
@@ -69,7 +73,7 @@ class CoreMLBackend:
             context=request.sequence.context,
             cache=CacheStyle.STATE,
             token_dtype=DType.INT32,
-            half_safe=request.precision is Precision.FP16,
+            half_safe=request.recipe.floating == Precision.FP16,
             head_chunk=self.options(request).head_chunk,
         )
 
@@ -81,23 +85,31 @@ class CoreMLBackend:
     def lower(self, request: LowerRequest, checkpoint: Checkpoint, folder: Path, progress: Say) -> Artifact:
         """Writes ``<component>.mlpackage``, a multifunction package where there are several graphs."""
         from mobile_o_export.backends.coreml import convert
+        from mobile_o_export.backends.coreml.encode import Encoder
         from mobile_o_export.backends.coreml.rewrites import spell_out_tanh_gelu
+        from mobile_o_export.compression.check import check_weights
+        from mobile_o_export.compression.compress import compress_module
+        from mobile_o_export.compression.recognise import Recogniser
 
         component, options = request.component, self.graph_options(request)
         what = f"{component.name} for {request.target}: coremltools"
         specs = component.graphs(checkpoint, options)
         module = component.prepare(component.load(checkpoint), options)
         spell_out_tanh_gelu(module)
+        weights = Recogniser(compress_module(module, request.recipe, what, progress, request.statistics))
+        encoder = Encoder(weights)
         package = folder / f"{component.name}.mlpackage"
-        half = request.precision is Precision.FP16
+        half = request.recipe.floating == Precision.FP16
         with tempfile.TemporaryDirectory(dir=folder) as work:
             parts = {}
             for spec in specs:
                 progress(f"converting {spec.name}")
                 parts[spec.name] = Path(work) / f"{spec.name}.mlpackage"
                 with captured(f"{what} ({spec.name})"):
-                    convert.convert(spec, component.graph(module, spec, options), parts[spec.name], half=half)
-            del module
+                    graph = component.graph(module, spec, options)
+                    convert.convert(spec, graph, parts[spec.name], half=half, encoder=encoder)
+            del module, graph
+            weights.require_all(component.name)
             if len(specs) == 1:
                 shutil.move(parts[specs[0].name], package)
             else:
@@ -107,9 +119,14 @@ class CoreMLBackend:
         entries = {spec.name: spec.name if len(specs) > 1 else DEFAULT_FUNCTION for spec in specs}
         with captured(f"{what} (description)"):
             convert.describe(package, {entries[spec.name]: spec for spec in specs}, component.name)
-        return Artifact(tuple(GraphFile(spec, package.name, entries[spec.name]) for spec in specs))
+        progress("reading the weights back")
+        stored = encoder.stored(package, component.name)
+        rows = check_weights(weights.compressed, stored, component.name)
+        return Artifact(tuple(GraphFile(spec, package.name, entries[spec.name]) for spec in specs), rows)
 
-    def finish(self, folder: Path, graphs: Mapping[str, tuple[GraphFile, ...]]) -> None:
+    def finish(
+        self, folder: Path, graphs: Mapping[str, tuple[GraphFile, ...]], options: Mapping[str, Any]
+    ) -> None:
         """Nothing: each file stands alone."""
 
     def open(self, artifact: Artifact, folder: Path, component: str) -> Executor:

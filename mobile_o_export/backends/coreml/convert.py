@@ -17,6 +17,7 @@ from mobile_o_export.components import building
 if TYPE_CHECKING:
     from torch import nn
 
+    from mobile_o_export.backends.coreml.encode import Encoder
     from mobile_o_export.components.base import GraphSpec
 
 SKIPPED_PASSES = frozenset(
@@ -29,7 +30,7 @@ SKIPPED_PASSES = frozenset(
 )
 
 
-def convert(spec: GraphSpec, graph: nn.Module, package: Path, *, half: bool) -> None:
+def convert(spec: GraphSpec, graph: nn.Module, package: Path, *, half: bool, encoder: Encoder) -> None:
     """Writes one graph as a package of one function; mutated buffers become states."""
     import coremltools as ct
 
@@ -38,6 +39,8 @@ def convert(spec: GraphSpec, graph: nn.Module, package: Path, *, half: bool) -> 
         program = torch.export.export(graph.eval(), building.examples(spec)).run_decompositions({})
     pipeline = ct.PassPipeline.DEFAULT
     pipeline.remove_passes(SKIPPED_PASSES)
+    if encoder.weights.compressed:
+        encoder.encode_last(pipeline)
     precision = ct.transform.FP16ComputePrecision(op_selector=Fp32Islands()) if half else ct.precision.FLOAT32
     model = ct.convert(
         program,

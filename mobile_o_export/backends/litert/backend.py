@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Self
 from mobile_o_export.backends import versions
 from mobile_o_export.backends.base import Artifact, GraphFile, LowerRequest, Probe
 from mobile_o_export.components.base import CacheStyle, GraphOptions
-from mobile_o_export.errors import ConfigError, MissingToolError
+from mobile_o_export.errors import ConfigError, ExportError, MissingToolError
 from mobile_o_export.parity.metrics import Array
-from mobile_o_export.precision import Precision
+from mobile_o_export.precision import Activations, Integer, Precision
 from mobile_o_export.progress import Say
 from mobile_o_export.quiet import captured
 from mobile_o_export.signals import held_back
@@ -23,10 +23,13 @@ from mobile_o_export.tensors import DType
 if TYPE_CHECKING:
     from mobile_o_export.checkpoint import Checkpoint
 
-PACKAGES = ("litert-torch", "ai-edge-quantizer", "ai-edge-litert")
+PACKAGES = ("litert-torch", "ai-edge-litert")
 RUNTIME_PACKAGE = "ai-edge-litert"
 PORTABLE_BYTES = 2**31 - 1
 """A flatbuffer's offsets are signed 32-bit: a larger file loads on some hosts only."""
+
+FAST_BLOCK = 32
+"""XNNPACK takes blocks of multiples of this; others fall to a kernel measured at 400 times its time."""
 
 
 class LiteRTOptions(Strict):
@@ -37,7 +40,17 @@ class LiteRTBackend:
     """.tflite files."""
 
     name = "litert"
-    precisions = (Precision.FP32, Precision.W16)
+    precisions = f"fp32, w16, w4, w8, w4_dyn, w8_dyn and w4_bB_dyn (B a multiple of {FAST_BLOCK})"
+
+    def supports(self, precision: Precision) -> bool:
+        """fp32 arithmetic, or activations scaled to int8 at run time; scales of blocks only with those."""
+        match precision.weights:
+            case Integer(bits, block) if block is not None:
+                dynamic = precision.activations is Activations.DYNAMIC
+                return bits == 4 and dynamic and block % FAST_BLOCK == 0
+            case Integer():
+                return precision.activations in (None, Activations.DYNAMIC)
+        return precision in (Precision.FP32, Precision.W16)
 
     def probe(self) -> Probe:
         """Whether the converter and the interpreter are installed."""
@@ -59,35 +72,53 @@ class LiteRTBackend:
         )
 
     def refusal(self, request: LowerRequest, checkpoint: Checkpoint) -> str:
-        """A file that would be too large to be portable is refused."""
+        """A file that would be too large to be portable is refused, whatever its rules."""
         tensors = checkpoint.component_tensors(request.component.name)
-        size = sum(tensor.parameters for tensor in tensors) * request.precision.weight_bits // 8
+        bits = min(precision.weight_bits for precision in request.recipe.precisions)
+        size = sum(tensor.parameters for tensor in tensors) * bits // 8
         if size > PORTABLE_BYTES:
-            hint = f"; use {Precision.W16}" if request.precision is Precision.FP32 else ""
+            hint = f"; use {Precision.W16}" if request.recipe.floating == Precision.FP32 else ""
             return f"{size / 2**30:.1f} GiB of weights exceed the 2 GiB that a .tflite can hold{hint}"
         return ""
 
     def lower(self, request: LowerRequest, checkpoint: Checkpoint, folder: Path, progress: Say) -> Artifact:
         """Writes ``<component>.tflite``."""
-        from mobile_o_export.backends.litert.convert import convert, store_weights_as_fp16
+        from mobile_o_export.backends.litert.convert import convert, fence
+        from mobile_o_export.backends.litert.encode import Encoder
+        from mobile_o_export.compression.check import check_weights
+        from mobile_o_export.compression.compress import compress_module
+        from mobile_o_export.compression.recognise import Recogniser
 
         component, options = request.component, self.graph_options(request)
+        what = f"{component.name} for {request.target}: litert-torch"
         specs = component.graphs(checkpoint, options)
         module = component.prepare(component.load(checkpoint), options)
+        weights = Recogniser(compress_module(module, request.recipe, what, progress))
+        fence(module)
+        encoder = Encoder(weights, half=request.recipe.floating == Precision.W16)
         path = folder / f"{component.name}.tflite"
-        what = f"{component.name} for {request.target}: litert-torch"
         progress(f"converting {len(specs)} signature(s)")
         # Its MLIR bindings crash the process when Ctrl-C raises an exception in their middle.
         with held_back(), captured(what):
             convert([(spec, component.graph(module, spec, options)) for spec in specs], path)
         del module
-        if request.precision is Precision.W16:
-            progress("storing weights as fp16")
-            with captured(what):
-                store_weights_as_fp16(path)
-        return Artifact(tuple(GraphFile(spec, path.name, spec.name) for spec in specs))
+        progress("encoding the weights")
+        with captured(what):
+            encoder.encode(path)
+        weights.require_all(component.name)
+        if path.stat().st_size > PORTABLE_BYTES:
+            raise ExportError(
+                f"{component.name} for {request.target}: {path.stat().st_size / 2**30:.2f} GiB exceed the "
+                "2 GiB that a .tflite can hold. Give more of its weights fewer bits."
+            )
+        progress("reading the weights back")
+        with captured(f"{what} (reading back)"):
+            rows = check_weights(weights.compressed, encoder.stored(path), component.name)
+        return Artifact(tuple(GraphFile(spec, path.name, spec.name) for spec in specs), rows)
 
-    def finish(self, folder: Path, graphs: Mapping[str, tuple[GraphFile, ...]]) -> None:
+    def finish(
+        self, folder: Path, graphs: Mapping[str, tuple[GraphFile, ...]], options: Mapping[str, Any]
+    ) -> None:
         """Nothing: each file stands alone."""
 
     def open(self, artifact: Artifact, folder: Path, component: str) -> LiteRTExecutor:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
+from mobile_o_export.backends.litert.encode import FENCE
 from mobile_o_export.backends.tracing import Named
 from mobile_o_export.components import building
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from mobile_o_export.components.base import GraphSpec
 
 
@@ -31,24 +31,20 @@ def convert(graphs: Sequence[tuple[GraphSpec, nn.Module]], path: Path) -> None:
         converter.convert().export(str(path))
 
 
-def store_weights_as_fp16(path: Path) -> None:
-    """Rewrites ``path`` with fp16 weights behind DEQUANTIZE operations, as LiteRT's own fp16 files are."""
-    from ai_edge_quantizer import qtyping, quantizer
+def fence(module: nn.Module) -> None:
+    """Keeps the converter from multiplying norms and scales into the weights of linear layers.
 
-    settings = qtyping.OpQuantizationConfig(
-        weight_tensor_config=qtyping.TensorQuantizationConfig(
-            num_bits=16, dtype=qtyping.TensorDataType.FLOAT
-        ),
-        compute_precision=qtyping.ComputePrecision.FLOAT,
-        explicit_dequantize=True,
-    )
-    work = quantizer.Quantizer(str(path))
-    work.update_quantization_recipe(
-        regex=".*",
-        operation_name=qtyping.TFLOperationName.ALL_SUPPORTED,
-        op_config=settings,
-        algorithm_key="float_casting",
-    )
-    small = path.with_suffix(".fp16")
-    work.quantize().export_model(str(small), overwrite=True)
-    small.replace(path)
+    It would give products that fp16 rounds, and that integers do not restore.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_pre_hook(_fenced_input)
+            layer.register_forward_hook(_fenced_output)
+
+
+def _fenced_input(_layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(x.clamp_min(float(FENCE)) for x in inputs)
+
+
+def _fenced_output(_layer: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
+    return output.clamp_min(float(FENCE))

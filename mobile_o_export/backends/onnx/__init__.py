@@ -1,1 +1,1 @@
-"""ONNX: for TensorRT on Jetson, run here by ONNX Runtime."""
+"""ONNX: for TensorRT on Jetson, and for ONNX Runtime, which runs both here."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -12,10 +13,13 @@ from pydantic import Field, model_validator
 
 from mobile_o_export.backends import versions
 from mobile_o_export.backends.base import Artifact, GraphFile, LowerRequest, Probe
+from mobile_o_export.backends.onnx import nbits
+from mobile_o_export.backends.onnx.encode import BLOCKS_OPSET, Encoder
+from mobile_o_export.backends.onnx.tensorrt import TENSORRT_OPSET
 from mobile_o_export.components.base import CacheStyle, GraphOptions
 from mobile_o_export.errors import ConfigError, LoweringError, MissingToolError
 from mobile_o_export.parity.metrics import Array
-from mobile_o_export.precision import Precision
+from mobile_o_export.precision import Activations, Integer, Precision
 from mobile_o_export.progress import Say
 from mobile_o_export.quiet import captured
 from mobile_o_export.strict import Strict, check
@@ -23,6 +27,7 @@ from mobile_o_export.tensors import DType
 
 if TYPE_CHECKING:
     from mobile_o_export.checkpoint import Checkpoint
+    from mobile_o_export.compression.recipe import Recipe
 
 PACKAGES = ("onnx", "onnxscript", "onnx-ir", "onnxruntime")
 
@@ -33,17 +38,18 @@ class OnnxOptions(Strict):
     Attributes:
         opset: ONNX operator set, pinned; TensorRT 10.3 parses 9 to 20.
         ir_version: of the file format, pinned.
-        operators: ``tensorrt`` refuses operators that TensorRT's parser lacks; ``any`` does not.
+        operators: ``tensorrt`` refuses operators that TensorRT's parser lacks; ``onnxruntime`` takes ONNX
+            Runtime's own for compressed weights; ``any`` takes the standard's.
     """
 
     opset: int = Field(default=20, ge=18, le=23)
     ir_version: int = Field(default=10, ge=8, le=13)
-    operators: Literal["tensorrt", "any"] = "any"
+    operators: Literal["tensorrt", "onnxruntime", "any"] = "any"
 
     @model_validator(mode="after")
     def _parsable(self) -> Self:
-        if self.operators == "tensorrt" and self.opset > 20:
-            raise ValueError(f"opset {self.opset}: TensorRT 10.3 parses up to 20")
+        if self.operators == "tensorrt" and self.opset > TENSORRT_OPSET:
+            raise ValueError(f"opset {self.opset}: TensorRT 10.3 parses up to {TENSORRT_OPSET}")
         return self
 
 
@@ -51,7 +57,16 @@ class OnnxBackend:
     """.onnx files with external data."""
 
     name = "onnx"
-    precisions = (Precision.FP32, Precision.FP16)
+    precisions = (
+        "fp32, fp16, w16, w8, w8a8, from opset 21 w4, w8_bB and w4_bB, and for ONNX Runtime any of these "
+        "weight-only integers with _dyn"
+    )
+
+    def supports(self, precision: Precision) -> bool:
+        """Floating point, and integers with activations of at most 8 bits; see ``refusal``."""
+        if isinstance(precision.weights, Integer):
+            return precision.activations is not Activations.INT16
+        return precision.floating
 
     def probe(self) -> Probe:
         """Whether the exporter and ONNX Runtime are installed."""
@@ -75,44 +90,88 @@ class OnnxBackend:
             context=request.sequence.context,
             cache=CacheStyle.GROWING,
             token_dtype=DType.INT64,
-            compute_dtype=DType.FLOAT16 if request.precision is Precision.FP16 else DType.FLOAT32,
+            compute_dtype=DType.FLOAT16 if request.recipe.floating == Precision.FP16 else DType.FLOAT32,
         )
 
     def refusal(self, request: LowerRequest, checkpoint: Checkpoint) -> str:
-        """Nothing beyond the precision is refused."""
-        del request, checkpoint
-        return ""
+        """Precisions are refused that the target's opset or operators do not have."""
+        del checkpoint
+        settings, recipe = self.options(request), request.recipe
+        reasons = (_lacks(precision, recipe, settings) for precision in recipe.precisions)
+        return next(filter(None, reasons), "")
 
     def lower(self, request: LowerRequest, checkpoint: Checkpoint, folder: Path, progress: Say) -> Artifact:
         """Writes ``<graph>.onnx`` and its weights in ``<graph>.onnx.data`` for each graph."""
         from mobile_o_export.backends.onnx import tensorrt
         from mobile_o_export.backends.onnx.convert import convert
+        from mobile_o_export.backends.onnx.half import round_to_half
+        from mobile_o_export.compression.check import check_weights
+        from mobile_o_export.compression.compress import compress_module
+        from mobile_o_export.compression.recognise import Recogniser
 
         component, options, settings = request.component, self.graph_options(request), self.options(request)
         module = component.prepare(component.load(checkpoint), options)
+        what = f"{component.name} for {request.target}"
+        weights = Recogniser(compress_module(module, request.recipe, what, progress, request.statistics))
+        as_half = request.recipe.floating == Precision.W16
+        if as_half:
+            round_to_half(module, weights.compressed)
+        for_onnxruntime = settings.operators == "onnxruntime"
+        encoder = Encoder(weights, for_onnxruntime=for_onnxruntime, as_half=as_half)
         files = []
         for spec in component.graphs(checkpoint, options):
             progress(f"exporting {spec.name}")
             path = folder / f"{spec.name}.onnx"
-            with captured(f"{component.name} for {request.target}: torch.onnx ({spec.name})"):
-                operators = convert(spec, component.graph(module, spec, options), path, settings)
+            with captured(f"{what}: torch.onnx ({spec.name})"):
+                operators = convert(spec, component.graph(module, spec, options), path, settings, encoder)
             if settings.operators == "tensorrt" and (unknown := tensorrt.unsupported(operators)):
                 raise LoweringError(
-                    f"{component.name} for {request.target}: {spec.name} uses {', '.join(unknown)}, which "
+                    f"{what}: {spec.name} uses {', '.join(unknown)}, which "
                     "TensorRT's parser lacks; rewrite the module so that it lowers to other operators."
                 )
             files.append(GraphFile(spec, path.name, ""))
-        return Artifact(tuple(files))
+        del module
+        weights.require_all(component.name)
+        progress("reading the weights back")
+        stored = chain.from_iterable(encoder.stored(folder / file.file, file.spec.name) for file in files)
+        rows = check_weights(weights.compressed, stored, component.name)
+        return Artifact(tuple(files), rows)
 
-    def finish(self, folder: Path, graphs: Mapping[str, tuple[GraphFile, ...]]) -> None:
-        """Writes TensorRT's optimisation profiles and the script that builds engines on the device."""
+    def finish(
+        self, folder: Path, graphs: Mapping[str, tuple[GraphFile, ...]], options: Mapping[str, Any]
+    ) -> None:
+        """For TensorRT writes its optimisation profiles and the script that builds engines on the device."""
         from mobile_o_export.backends.onnx import tensorrt
 
-        tensorrt.write_build(folder, graphs)
+        if OnnxOptions(**options).operators == "tensorrt":
+            tensorrt.write_build(folder, graphs)
 
     def open(self, artifact: Artifact, folder: Path, component: str) -> OnnxExecutor:
         """ONNX Runtime over the files."""
         return OnnxExecutor({graph.spec.name: folder / graph.file for graph in artifact.graphs}, component)
+
+
+def _lacks(precision: Precision, recipe: Recipe, settings: OnnxOptions) -> str:
+    """What a target lacks for ``precision``, and what to use instead; nothing if it can be stored."""
+    # NvInfer.h, IConvolutionLayer: a kernel that is a tensor must be "an output of a dequantize layer".
+    if precision == Precision.W16 and settings.operators == "tensorrt":
+        return "TensorRT takes no convolution whose weights are cast, as w16 stores them; use fp16"
+    if not isinstance(precision.weights, Integer):
+        return ""
+    if precision.weights != Integer(8) and settings.opset < BLOCKS_OPSET:
+        return f"{precision} needs opset {BLOCKS_OPSET}, and this target has {settings.opset}; use w8"
+    weight_only = Precision(precision.weights)
+    dynamic = precision.activations is Activations.DYNAMIC
+    if dynamic and settings.operators != "onnxruntime":
+        needs = 'needs operators that only [options] operators = "onnxruntime" allows'
+        return f"{precision} {needs}; use {weight_only}"
+    if dynamic and recipe.floating == Precision.FP16:
+        return f"{precision} scales activations in fp32; compute in w16 or fp32, or use {weight_only}"
+    block = precision.weights.block
+    if settings.operators == "onnxruntime" and block not in (None, *nbits.BLOCKS):
+        *others, last = map(str, nbits.BLOCKS)
+        return f"{precision}: ONNX Runtime takes blocks of {', '.join(others)} or {last}; use one"
+    return ""
 
 
 class OnnxExecutor:
@@ -138,6 +197,8 @@ class OnnxExecutor:
             if graph not in self._sessions:
                 settings = self._onnxruntime.SessionOptions()
                 settings.log_severity_level = 3
+                # By default it makes activations int8 wherever integers are restored for a product.
+                settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
                 self._sessions[graph] = self._onnxruntime.InferenceSession(
                     str(self._files[graph]), settings, providers=["CPUExecutionProvider"]
                 )

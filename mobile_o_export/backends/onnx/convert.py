@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mobile_o_export.backends.onnx.backend import OnnxOptions
+    from mobile_o_export.backends.onnx.encode import Encoder
     from mobile_o_export.components.base import GraphSpec
 
 AXIS_NAMES: Mapping[str, str] = {
@@ -24,7 +25,9 @@ AXIS_NAMES: Mapping[str, str] = {
 """Hugging Face's names of the dynamic axes."""
 
 
-def convert(spec: GraphSpec, graph: nn.Module, path: Path, settings: OnnxOptions) -> set[str]:
+def convert(
+    spec: GraphSpec, graph: nn.Module, path: Path, settings: OnnxOptions, encoder: Encoder
+) -> set[str]:
     """Writes ``graph`` to ``path`` with its weights in ``<path>.data`` beside it.
 
     Returns:
@@ -50,6 +53,7 @@ def convert(spec: GraphSpec, graph: nn.Module, path: Path, settings: OnnxOptions
     model.ir_version = settings.ir_version
     model.graph.name = spec.name
     _name_axes(model.graph, spec)
+    encoder.encode(model.graph)
     _clean(model)
     program.save(str(path), external_data=True)
     return {node.op_type for node in model.graph.all_nodes()}

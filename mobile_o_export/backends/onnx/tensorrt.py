@@ -15,6 +15,10 @@ OPERATOR_TABLE = Path(__file__).with_name("tensorrt_operators.json")
 """onnx-tensorrt's table at 10.1; what 10.1 parses, 10.3 and later parse."""
 
 
+TENSORRT_OPSET = 20
+"""The last that TensorRT 10.3 parses."""
+
+
 @functools.cache
 def _table() -> Mapping[str, Mapping[str, object]]:
     table: Mapping[str, Mapping[str, object]] = json.loads(OPERATOR_TABLE.read_text())["operators"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -93,6 +93,15 @@ class Interpreter:
             port.name: to_numpy(value, port.dtype, self.rounding)
             for port, value in zip(self.function.outputs, results, strict=True)
         }
+
+    def restored(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        """What every ``constexpr_*`` operation that is used gives, by the operation's name; each once."""
+        from mobile_o_export.backends.coreml.interpreter.plan import derived_sources
+        from mobile_o_export.backends.coreml.interpreter.values import to_numpy
+
+        for source in derived_sources(self._plan):
+            kind = source.operation.outputs[source.output].type.dtype
+            yield source.operation.name, to_numpy(self._tensor(source, {}), kind, self.rounding)
 
     @property
     def _where(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from mobile_o_export.backends.coreml.interpreter.errors import DamagedPackageError, UnsupportedOpError
@@ -74,6 +74,24 @@ def plan_function(function: MilFunction, component: str) -> Plan:
     where = f"function {function.name!r} of component {component!r} ({function.package.name})"
     names = tuple(port.name for port in (*function.inputs, *function.states))
     return _plan(function.block, names, {}, where)
+
+
+def derived_sources(plan: Plan) -> Iterator[Derived]:
+    """The compressed constants that a plan asks for, those of nested blocks included; each once."""
+    seen: set[Hashable] = set()
+    for source in _sources(plan):
+        if isinstance(source, Derived) and (key := (source.operation.name, source.key)) not in seen:
+            seen.add(key)
+            yield source
+
+
+def _sources(plan: Plan) -> Iterator[Source]:
+    yield from plan.outputs
+    for step in plan.steps:
+        for sources in step.inputs.values():
+            yield from sources
+        for nested in step.blocks:
+            yield from _sources(nested)
 
 
 def _plan(block: Block, inputs: tuple[str, ...], outer: Mapping[str, Source], where: str) -> Plan:

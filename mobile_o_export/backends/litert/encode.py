@@ -1,0 +1,372 @@
+"""Compressed weights in .tflite files: integers for a kernel that takes them, or behind ``DEQUANTIZE``.
+
+What LiteRT 2.3 takes was found by running it. ``DEQUANTIZE`` restores int8 and int4 with a scale for each
+index of one axis; with scales of blocks it is silently wrong, or crashes. int4 in blocks is taken by
+``FULLY_CONNECTED`` and ``EMBEDDING_LOOKUP`` alone, int8 in blocks by nothing.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from mobile_o_export.backends.litert import flatbuffer
+from mobile_o_export.compression.half import within_half
+from mobile_o_export.errors import LoweringError
+from mobile_o_export.precision import Activations, Integer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mobile_o_export.compression.recognise import Placed, Recogniser
+    from mobile_o_export.parity.metrics import Array
+
+WEIGHTED = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "EMBEDDING_LOOKUP")
+"""Operators whose second operand is a weight; those are stored as fp16, as in LiteRT's own fp16 files."""
+
+PARAMETER_AXES = {"CONV_2D": (0, 3, 1, 2), "DEPTHWISE_CONV_2D": (3, 0, 1, 2)}
+"""Where such a weight, [O, H, W, I] and [1, H, W, O], has the axes of PyTorch's parameter."""
+
+DYNAMIC = ("FULLY_CONNECTED", "CONV_2D")
+"""Kernels that take integer weights, and scale activations to int8. ``DEPTHWISE_CONV_2D`` takes int8 outside
+XNNPACK only, four times as slow as fp32 within."""
+
+DYNAMIC_BLOCKS = ("FULLY_CONNECTED",)
+"""… with scales of blocks."""
+
+FENCE = np.float32(-3.0e38)
+"""Less than any number: a MAXIMUM with it around a layer only keeps the converter from changing weights."""
+
+NEEDS = {
+    ("DEQUANTIZE", "FLOAT16"): (3, "1.15.0"),
+    ("DEQUANTIZE", "INT8"): (5, "2.7.0"),
+    ("DEQUANTIZE", "INT4"): (6, "2.18.0"),
+    ("EMBEDDING_LOOKUP", "INT8"): (4, "2.18.0"),
+    ("EMBEDDING_LOOKUP", "INT4"): (4, "2.18.0"),
+    ("FULLY_CONNECTED", "INT8"): (12, "2.17.0"),
+    ("FULLY_CONNECTED", "INT4"): (12, "2.17.0"),
+    ("CONV_2D", "INT8"): (5, "2.4.0"),
+    ("CONV_2D", "INT4"): (7, "2.11.0"),
+}
+"""Versions of operators, and the runtimes they came with: LiteRT's op_version.cc and runtime_version.cc."""
+
+
+class Use(NamedTuple):
+    """An operator that reads a tensor."""
+
+    operator: Any
+    kind: str
+    slot: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """A compressed weight as a constant of a graph.
+
+    Attributes:
+        placed: as the constant would be with its axes in the order of the parameter's.
+        axes: of the constant, in that order.
+    """
+
+    placed: Placed
+    axes: tuple[int, ...]
+
+    @property
+    def block(self) -> int | None:
+        """How many weights share a scale, where not all of an output channel do."""
+        weights = self.placed.weight.form.precision.weights
+        assert isinstance(weights, Integer)
+        return weights.block
+
+    def numbers(self) -> Array:
+        """The integers, int8, of the constant's shape."""
+        return self.placed.numbers().transpose(np.argsort(self.axes))
+
+    def scales(self) -> Array:
+        """Their scales, float16, with an axis for each of the constant's."""
+        return self.placed.tables().transpose(np.argsort(self.axes))
+
+    def is_taken_by(self, use: Use) -> bool:
+        """Whether the operator takes the integers themselves."""
+        if use.slot != 1 or self.scales().shape[0] != self.placed.weight.form.shape[0]:
+            return False
+        # A lookup restores the rows that it finds: no activation is scaled.
+        if use.kind == "EMBEDDING_LOOKUP":
+            return True
+        dynamic = self.placed.weight.form.precision.activations is Activations.DYNAMIC
+        return dynamic and use.kind in (DYNAMIC if self.block is None else DYNAMIC_BLOCKS)
+
+
+class Encoder:
+    """Encodes the weights of one component in its .tflite.
+
+    Args:
+        weights: the compressed ones.
+        half: store other weights as fp16.
+    """
+
+    def __init__(self, weights: Recogniser, *, half: bool) -> None:
+        self.weights = weights
+        self._half = half
+        self._found: dict[tuple[int, int], Found] = {}
+
+    def encode(self, path: Path) -> None:
+        """Rewrites ``path`` with its weights encoded; what signatures share is stored once.
+
+        Raises:
+            ExportError: a weight that is to be fp16 is beyond its range.
+            LoweringError: nothing restores a weight's scales of blocks where a graph has it.
+        """
+        model = flatbuffer.read_model(path)
+        work = _Pass(model, self.weights, half=self._half)
+        encoded = []
+        for graph in model.subgraphs:
+            work.remove_fences(graph)
+            encoded.append(work.encode(graph))
+        flatbuffer.drop_unused(model)
+        for index, graph in enumerate(model.subgraphs):
+            for number, tensor in enumerate(graph.tensors):
+                if id(tensor) in encoded[index]:
+                    self._found[index, number] = encoded[index][id(tensor)]
+        beside = path.with_suffix(".encoded")
+        with beside.open("wb") as file:
+            flatbuffer.write_model(model, file)
+        beside.replace(path)
+
+    def stored(self, path: Path) -> Iterator[tuple[str, Array]]:
+        """What LiteRT restores of the weights in a saved ``path``, by name and in the axes of the parameters.
+
+        What several signatures share, integers and scales alike, comes once.
+        """
+        model = flatbuffer.read_model(path)
+        seen = set()
+        for (index, number), found in self._found.items():
+            tensors, name = model.subgraphs[index].tensors, found.placed.weight.name
+            tensor, quantization = tensors[number], tensors[number].quantization
+            scales = None if quantization.details is None else tensors[quantization.details.scales]
+            same = [name, *_identity(tensor), quantization.quantizedDimension]
+            same += [np.asarray(quantization.scale).tobytes()] if scales is None else _identity(scales)
+            if tuple(same) not in seen:
+                seen.add(tuple(same))
+                restored = _restored(tensor, scales, model.buffers)
+                yield name, found.placed.returned(restored.transpose(found.axes))
+
+
+class _Pass:
+    """One rewriting of a model; it knows what became of each buffer, for other graphs that use it."""
+
+    def __init__(self, model: Any, weights: Recogniser, *, half: bool) -> None:
+        from ai_edge_litert import schema_py_generated
+
+        self.schema: Any = schema_py_generated
+        self.model = model
+        self.weights = weights
+        self.half = half
+        self._recognised: dict[tuple[Any, ...], Found | None] = {}
+        self._buffers: dict[tuple[Any, ...], int] = {}
+
+    def remove_fences(self, graph: Any) -> None:
+        """Removes what kept the converter from changing weights."""
+        fences = []
+        for operator in graph.operators:
+            if flatbuffer.operator_name(self.model, operator.opcodeIndex) == "MAXIMUM":
+                bound = graph.tensors[operator.inputs[1]]
+                if self._is_constant(bound) and (self._content(bound) == FENCE).all():
+                    fences.append(operator)
+        flatbuffer.bypass(self.model, graph, fences)
+
+    def encode(self, graph: Any) -> dict[int, Found]:
+        """Encodes the weights of ``graph``; those that are compressed, by their tensors' ids."""
+        before: dict[int, list[Any]] = {}
+        encoded: dict[int, Found] = {}
+        for number, uses in self._constants(graph).items():
+            tensor = graph.tensors[number]
+            found = self._recognise(tensor, uses[0])
+            if found is not None:
+                encoded[id(tensor)] = found
+                self._store_integers(graph, tensor, found)
+            elif self.half and any(use.kind in WEIGHTED and use.slot == 1 for use in uses):
+                self._store_half(tensor)
+            else:
+                continue
+            rest = [use for use in uses if found is None or not found.is_taken_by(use)]
+            for use in uses:
+                if use not in rest:
+                    self._take(tensor, use)
+            if rest:
+                before.setdefault(id(rest[0].operator), []).append(
+                    self._restoring(graph, number, rest, found)
+                )
+        graph.operators = [
+            operator for user in graph.operators for operator in (*before.get(id(user), ()), user)
+        ]
+        return encoded
+
+    def _constants(self, graph: Any) -> dict[int, list[Use]]:
+        """The float32 constants of ``graph`` by the tensors' numbers, with what uses them."""
+        uses: dict[int, list[Use]] = {}
+        for operator in graph.operators:
+            kind = flatbuffer.operator_name(self.model, operator.opcodeIndex)
+            for slot, number in enumerate(() if operator.inputs is None else operator.inputs):
+                if number >= 0 and self._is_constant(graph.tensors[number]):
+                    uses.setdefault(int(number), []).append(Use(operator, kind, slot))
+        return uses
+
+    def _is_constant(self, tensor: Any) -> bool:
+        """Whether it is a float32 constant."""
+        float32 = tensor.type == self.schema.TensorType.FLOAT32
+        return float32 and self.model.buffers[tensor.buffer].data is not None
+
+    def _content(self, tensor: Any) -> Array:
+        """The numbers of a float32 constant."""
+        content: Array = np.frombuffer(self.model.buffers[tensor.buffer].data, np.float32)
+        return content.reshape([] if tensor.shape is None else tensor.shape)
+
+    def _recognise(self, tensor: Any, use: Use) -> Found | None:
+        """The compressed weight that a float32 constant holds, if it holds one."""
+        shape = () if tensor.shape is None else tuple(tensor.shape)
+        axes: tuple[int, ...] = tuple(range(len(shape)))
+        if use.slot == 1:
+            axes = PARAMETER_AXES.get(use.kind, axes)
+        key = (int(tensor.buffer), shape, axes)
+        if key not in self._recognised:
+            known = self.weights.compressed
+            placed = self.weights.find(self._content(tensor).transpose(axes)) if known else None
+            self._recognised[key] = Found(placed, axes) if placed else None
+        return self._recognised[key]
+
+    def _store_half(self, tensor: Any) -> None:
+        """Makes a float32 constant an fp16 one."""
+        key = (int(tensor.buffer), "FLOAT16")
+        if key not in self._buffers:
+            content = within_half(self._content(tensor), "stored as fp16").astype(np.float16)
+            self._buffers[key] = flatbuffer.add_buffer(self.model, content)
+        tensor.buffer, tensor.type = self._buffers[key], self.schema.TensorType.FLOAT16
+
+    def _store_integers(self, graph: Any, tensor: Any, found: Found) -> None:
+        """Makes a float32 constant one of integers with scales."""
+        weight, schema = found.placed.weight, self.schema
+        four = weight.form.precision.weight_bits == 4
+        key = (weight.name, found.axes, found.placed.axes, found.placed.shape)
+        if key not in self._buffers:
+            numbers = found.numbers()
+            self._buffers[key] = flatbuffer.add_buffer(self.model, _packed(numbers) if four else numbers)
+        tensor.buffer = self._buffers[key]
+        tensor.type = schema.TensorType.INT4 if four else schema.TensorType.INT8
+        tensor.quantization = quantization = schema.QuantizationParametersT()
+        scales = found.scales()
+        if found.block is None:
+            quantization.quantizedDimension = int(np.argmax(scales.shape))
+            quantization.scale = scales.reshape(-1).astype(np.float32)
+            quantization.zeroPoint = np.zeros(scales.size, np.int64)
+            return
+        if (weight.name, "scales") not in self._buffers:
+            self._buffers[weight.name, "scales"] = flatbuffer.add_buffer(self.model, scales)
+        details = schema.BlockwiseQuantizationT()
+        details.scales = self._add_tensor(
+            graph, tensor.name + b".scales", scales.shape, "FLOAT16", self._buffers[weight.name, "scales"]
+        )
+        details.zeroPoints, details.blockSize = -1, found.block
+        quantization.detailsType = schema.QuantizationDetails.BlockwiseQuantization
+        quantization.details = details
+
+    def _take(self, tensor: Any, use: Use) -> None:
+        """Lets an operator take integers."""
+        self._require(use.kind, tensor)
+        if use.kind == "FULLY_CONNECTED":
+            # XNNPACK does so in any case, and LiteRT's own kernel loses less by it.
+            use.operator.builtinOptions.asymmetricQuantizeInputs = True
+
+    def _restoring(self, graph: Any, number: int, uses: list[Use], found: Found | None) -> Any:
+        """A new DEQUANTIZE of the tensor ``number`` for ``uses``."""
+        if found is not None and found.block is not None:
+            raise LoweringError(
+                f"{found.placed.weight.name} is an operand of {uses[0].kind}, and nothing in LiteRT restores "
+                f"its scales of blocks of {found.block} there. Give it another precision by a rule."
+            )
+        tensor = graph.tensors[number]
+        operator = self.schema.OperatorT()
+        operator.opcodeIndex = self._require("DEQUANTIZE", tensor)
+        operator.inputs = [number]
+        operator.outputs = [
+            self._add_tensor(graph, tensor.name + b".restored", tensor.shape, "FLOAT32", buffer=0)
+        ]
+        for use in uses:
+            use.operator.inputs[use.slot] = operator.outputs[0]
+        return operator
+
+    def _add_tensor(self, graph: Any, name: bytes, shape: Any, kind: str, buffer: int) -> int:
+        tensor = self.schema.TensorT()
+        tensor.name, tensor.shape, tensor.buffer = name, list(shape), buffer
+        tensor.type = getattr(self.schema.TensorType, kind)
+        graph.tensors.append(tensor)
+        return len(graph.tensors) - 1
+
+    def _require(self, kind: str, tensor: Any) -> int:
+        """The operator code of ``kind`` in a version that reads ``tensor``."""
+        types = {getattr(self.schema.TensorType, name): name for name in ("FLOAT16", "INT8", "INT4")}
+        return flatbuffer.require_operator(self.model, kind, *NEEDS[kind, types[tensor.type]])
+
+
+def _packed(integers: Array) -> Array:
+    """int4, two to a byte, uint8: the first in the lower bits."""
+    flat = integers.reshape(-1).view(np.uint8) & 15
+    flat = np.append(flat, flat[:0] if flat.size % 2 == 0 else np.zeros(1, np.uint8))
+    return flat[0::2] | flat[1::2] << 4
+
+
+def _identity(tensor: Any) -> list[Any]:
+    """What tells tensors with other content apart."""
+    return [int(tensor.buffer), tensor.type, tuple(tensor.shape)]
+
+
+def _restored(tensor: Any, scales: Any, buffers: Any) -> Array:
+    """What LiteRT makes of a constant, by a model of its own: float32 of the constant's shape.
+
+    ``DEQUANTIZE`` restores scales of channels, and a lookup of every row those of blocks.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    model, graph, operator = schema.ModelT(), schema.SubGraphT(), schema.OperatorT()
+    model.version, model.buffers, model.operatorCodes = 3, [schema.BufferT()], []
+    graph.tensors, graph.inputs, graph.outputs, graph.operators = [], [], [0], [operator]
+    model.subgraphs = [graph]
+
+    def add(kind: str | int, shape: Any, content: Any = None, quantization: Any = None) -> int:
+        new = schema.TensorT()
+        new.type = getattr(schema.TensorType, kind) if isinstance(kind, str) else kind
+        new.shape, new.quantization = list(shape), quantization
+        new.buffer = 0 if content is None else flatbuffer.add_buffer(model, np.frombuffer(content, np.uint8))
+        graph.tensors.append(new)
+        return len(graph.tensors) - 1
+
+    quantization = schema.QuantizationParametersT()
+    operator.outputs = [add("FLOAT32", tensor.shape)]
+    weight = add(tensor.type, tensor.shape, buffers[tensor.buffer].data, quantization)
+    if scales is None:
+        kind, operator.inputs = "DEQUANTIZE", [weight]
+        for name in ("scale", "zeroPoint", "quantizedDimension"):
+            setattr(quantization, name, getattr(tensor.quantization, name))
+    else:
+        rows = np.arange(tensor.shape[0], dtype=np.int32)
+        kind, operator.inputs = "EMBEDDING_LOOKUP", [add("INT32", rows.shape, rows), weight]
+        quantization.detailsType = tensor.quantization.detailsType
+        quantization.details = details = schema.BlockwiseQuantizationT()
+        details.scales = add(scales.type, scales.shape, buffers[scales.buffer].data)
+        details.zeroPoints, details.blockSize = -1, tensor.quantization.details.blockSize
+    operator.opcodeIndex = flatbuffer.require_operator(model, kind, *NEEDS[kind, "INT4"])
+    content = io.BytesIO()
+    flatbuffer.write_model(model, content)
+    interpreter = Interpreter(
+        model_content=content.getvalue(),
+        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    )
+    interpreter.allocate_tensors()
+    interpreter.invoke()
+    values: Array = interpreter.get_tensor(0)
+    return values

@@ -1,0 +1,127 @@
+"""Compressed weights, read back from the written file, against the weights that they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mobile_o_export.errors import GateError
+from mobile_o_export.parity.metrics import snr_db
+from mobile_o_export.precision import Palette, Precision
+
+if TYPE_CHECKING:
+    from mobile_o_export.compression.compress import Compressed
+    from mobile_o_export.parity.metrics import Array
+
+LLOYD_MAX_DB = {1: 4.40, 2: 9.30, 3: 14.62, 4: 20.22, 6: 31.89, 8: 43.85}
+"""What a palette reaches on normal weights, by its bits: Max (1960), table I; 6 and 8 by iteration."""
+
+WEIGHTS = "weights.json"
+"""Beside a component's files: its compressed weights, as they were read back."""
+
+PALETTE_MARGIN_DB = 4.0
+INTEGER_MARGIN_DB = 8.0
+"""By how much a weight may miss what normal weights reach; integers suffer from a single large weight."""
+
+
+@dataclass(frozen=True)
+class WeightRow:
+    """One compressed weight as the file restores it.
+
+    Attributes:
+        snr_db: against the weight before compression.
+        least_db: what its precision has to reach.
+        size_bytes: with palettes or scales.
+        input_scale: the step of its layer's integer inputs, where they are calibrated.
+    """
+
+    name: str
+    precision: Precision
+    shape: tuple[int, ...]
+    snr_db: float
+    least_db: float
+    size_bytes: int
+    input_scale: float | None = None
+
+
+def check_weights(
+    compressed: Mapping[str, Compressed], stored: Iterable[tuple[str, Array]], component: str
+) -> tuple[WeightRow, ...]:
+    """Compares every weight that a file holds with its source; a row for each weight.
+
+    Args:
+        compressed: what was to be stored, by name.
+        stored: names and what the file restores for them; a name may come several times.
+        component: for messages.
+
+    Raises:
+        GateError: one is missing, has another shape, is not what compression made of it, or is further from
+            its source than its precision can excuse.
+    """
+    rows: dict[str, WeightRow] = {}
+    for name, restored in stored:
+        weight = compressed[name]
+        where = f"{component}: the weight {name} read back from the file"
+        if restored.shape != weight.form.shape:
+            raise GateError(
+                f"{where} has the shape {restored.shape}, not {weight.form.shape}. Do not ship it."
+            )
+        if not np.isfinite(restored).all():
+            raise GateError(f"{where} holds NaN or infinity. Do not ship it.")
+        level = snr_db(weight.source, restored)
+        precision = weight.form.precision
+        row = WeightRow(
+            name=name,
+            precision=precision,
+            shape=weight.form.shape,
+            snr_db=level,
+            least_db=least_db(precision),
+            size_bytes=weight.form.size_bytes,
+            input_scale=weight.input_scale,
+        )
+        if level < row.least_db:
+            raise GateError(
+                f"{where} is {level:.1f} dB from its source, and {precision} should reach "
+                f"{row.least_db:.1f} dB. Give it another precision by a rule, if it is its values' doing."
+            )
+        if not np.array_equal(restored, weight.restored()):
+            differing = int(np.count_nonzero(restored != weight.restored()))
+            raise GateError(
+                f"{where} differs from what was compressed in {differing} of {restored.size} numbers. "
+                "Do not ship it."
+            )
+        rows[name] = row
+    if missing := sorted(compressed.keys() - rows.keys()):
+        raise GateError(f"{component}: the file does not hold the compressed weight {missing[0]}.")
+    return tuple(rows[name] for name in sorted(rows))
+
+
+def weights_json(rows: Iterable[WeightRow]) -> dict[str, Any]:
+    """The rows for ``weights.json``."""
+    return {
+        "schema": 1,
+        "weights": [
+            {
+                "name": row.name,
+                "precision": str(row.precision),
+                "shape": list(row.shape),
+                "snr_db": round(row.snr_db, 2),
+                "least_db": row.least_db,
+                "size_bytes": row.size_bytes,
+                **({} if row.input_scale is None else {"input_scale": row.input_scale}),
+            }
+            for row in rows
+        ],
+    }
+
+
+def least_db(precision: Precision) -> float:
+    """The least SNR of a weight at ``precision``."""
+    match precision.weights:
+        case Palette(bits):
+            return LLOYD_MAX_DB[bits] - PALETTE_MARGIN_DB
+    # Uniform steps over ±4 deviations, as far as normal weights of a channel reach.
+    return 6.02 * precision.weight_bits - 7.3 - INTEGER_MARGIN_DB

@@ -1,0 +1,150 @@
+"""Compresses a module's weights where they are: what a backend lowers afterwards is what it stores.
+
+Compression happens before lowering, in PyTorch: each chosen parameter becomes what its compressed form
+restores. So there is one implementation for every backend, its result can be run in PyTorch, and a backend
+only encodes what is there already, without loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from mobile_o_export.compression.activations import BITS, Statistics, layers, quantize_inputs
+from mobile_o_export.compression.form import Form
+from mobile_o_export.compression.integers import Integers, quantize
+from mobile_o_export.compression.palettes import Palettes, palettize
+from mobile_o_export.precision import Activations, Palette
+from mobile_o_export.progress import Say, silent
+
+if TYPE_CHECKING:
+    from mobile_o_export.compression.recipe import Recipe
+    from mobile_o_export.parity.metrics import Array
+
+FEWEST = 1024
+"""Weights of fewer elements stay floating point: they are few bytes."""
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """One weight in its compressed form.
+
+    Attributes:
+        name: of the parameter.
+        form: how it is stored.
+        data: palettes or integers of the G groups, a group the weights of a row-major run.
+        source: the weight before, float32.
+        dtype: what a runtime computes it in: float16 or float32.
+        input_scale: the step of the integers that it is multiplied by, where these are calibrated.
+    """
+
+    name: str
+    form: Form
+    data: Palettes | Integers
+    source: Array
+    dtype: type[np.floating] = np.float16
+    input_scale: float | None = None
+
+    def restored(self) -> Array:
+        """The weight that a runtime computes from it, of that dtype."""
+        return self.data.restored(self.dtype).reshape(self.form.shape)
+
+
+def weights_of(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters that a recipe speaks of: matrices and kernels of some size."""
+    for name, parameter in module.named_parameters():
+        if parameter.dim() >= 2 and parameter.numel() >= FEWEST and parameter.is_floating_point():
+            yield name, parameter
+
+
+def forms(module: nn.Module, recipe: Recipe, where: str) -> dict[str, Form]:
+    """How each weight of ``module`` that ``recipe`` compresses is stored; none that would not get smaller.
+
+    Raises:
+        ConfigError: a rule matches no weight.
+    """
+    # A rule may name what stays floating point in a small model, and is compressed in a large one.
+    recipe.require_used([name for name, _ in module.named_parameters()], where)
+    chosen = {name: (recipe.of(name), tuple(parameter.shape)) for name, parameter in weights_of(module)}
+    stored = {name: Form.of(*pair) for name, pair in chosen.items() if not pair[0].floating}
+    return {name: form for name, form in stored.items() if form.saves}
+
+
+def compress_module(
+    module: nn.Module, recipe: Recipe, where: str, say: Say = silent, statistics: Statistics | None = None
+) -> dict[str, Compressed]:
+    """Replaces the weights of ``module`` by what their compressed forms restore; these by name.
+
+    The parameters' own tensors, which may be views of the checkpoint's file, are left as they are. Inputs of
+    linear layers and convolutions become integers where ``recipe`` says so; of other weights, such as tables
+    of embeddings, there is nothing to be calibrated.
+
+    Args:
+        module: prepared for lowering; changed in place.
+        recipe: what to do.
+        where: for messages.
+        say: told what happens.
+        statistics: of the layers' inputs; needed for calibrated activations alone.
+
+    Raises:
+        ConfigError: a rule matches no weight.
+        ExportError: a weight is not finite.
+    """
+    parameters = dict(module.named_parameters())
+    dtype = np.float32 if recipe.floating.arithmetic_bits == 32 else np.float16
+    done: dict[str, Compressed] = {}
+    stored = forms(module, recipe, where)
+    for index, (name, form) in enumerate(stored.items()):
+        say(f"compressing weight {index + 1} of {len(stored)}")
+        parameter = parameters[name]
+        done[name] = compress(name, parameter.detach().float().numpy(), form, dtype=dtype)
+        parameter.data = torch.from_numpy(done[name].restored()).to(parameter.dtype)
+    return {**done, **dict(_with_integer_inputs(module, done, statistics or {}))}
+
+
+def _with_integer_inputs(
+    module: nn.Module, done: Mapping[str, Compressed], statistics: Statistics
+) -> Iterator[tuple[str, Compressed]]:
+    """Rounds the inputs of layers with static integer activations, and says in what steps."""
+    found = layers(module)
+    for name, weight in done.items():
+        bits = BITS.get(weight.form.precision.activations or Activations.DYNAMIC)
+        # A layer that no recorded call reached has nothing to be calibrated on.
+        if bits is None or name not in found or not statistics[name].positions:
+            continue
+        scale = statistics[name].scale(bits)
+        quantize_inputs(found[name], scale, bits)
+        yield name, replace(weight, input_scale=scale)
+
+
+def compress(
+    name: str,
+    weight: Array,
+    form: Form,
+    importance: Array | None = None,
+    dtype: type[np.floating] = np.float16,
+) -> Compressed:
+    """``weight`` in ``form``.
+
+    Args:
+        name: of the weight.
+        weight: float32 of the form's shape.
+        form: how to store it.
+        importance: of each weight's error, of the same shape; see ``palettize``.
+        dtype: what the weight will be computed in.
+
+    Raises:
+        ExportError: a weight is not finite or beyond fp16's range.
+    """
+    rows = weight.reshape(prod(form.groups), -1)
+    bits = form.precision.weight_bits
+    if isinstance(form.precision.weights, Palette):
+        weighing = None if importance is None else importance.reshape(rows.shape)
+        return Compressed(name, form, palettize(rows, bits, weighing), weight, dtype)
+    return Compressed(name, form, quantize(rows, bits, clip=bits < 8), weight, dtype)

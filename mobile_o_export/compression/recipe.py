@@ -1,0 +1,79 @@
+"""Recipes: which weight of a component is stored at which precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+from pydantic import Field
+
+from mobile_o_export.errors import ConfigError
+from mobile_o_export.precision import Activations, Precision
+from mobile_o_export.strict import Strict, nearest
+
+
+class Rule(Strict):
+    """The precision of every weight whose name matches a pattern.
+
+    Attributes:
+        match: shell-style, the whole name: ``transformer_blocks.*.ff.*``.
+        precision: of those weights.
+        reason: why, for a reader.
+    """
+
+    match: str = Field(min_length=1)
+    precision: Precision
+    reason: str = ""
+
+
+class Recipe(Strict):
+    """The precisions of a component's weights: the first rule that matches, else the default.
+
+    Vectors (norms, biases) and small matrices stay floating point whatever it says.
+
+    Attributes:
+        floating: what is computed in, and how weights are stored that are not compressed.
+        default: of weights that no rule matches.
+        rules: in order.
+    """
+
+    floating: Precision
+    default: Precision
+    rules: tuple[Rule, ...] = ()
+
+    @property
+    def compresses(self) -> bool:
+        """Whether any weight may be stored in fewer bits."""
+        return not all(precision.floating for precision in self.precisions)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it needs to know what activations are like."""
+        return any(
+            precision.activations in (Activations.INT8, Activations.INT16) for precision in self.precisions
+        )
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """Every precision that it names, each once."""
+        return tuple(dict.fromkeys((self.floating, self.default, *(rule.precision for rule in self.rules))))
+
+    def __str__(self) -> str:
+        """In few words: the default, and what rules make others."""
+        others = [str(precision) for precision in self.precisions[1:] if precision != self.default]
+        return str(self.default) + (f" ({', '.join(others)} by rules)" if others else "")
+
+    def of(self, name: str) -> Precision:
+        """The precision of the weight ``name``."""
+        return next((rule.precision for rule in self.rules if fnmatchcase(name, rule.match)), self.default)
+
+    def require_used(self, names: Iterable[str], where: str) -> None:
+        """Raises ConfigError where a rule matches none of the weights ``names``."""
+        known = list(names)
+        for rule in self.rules:
+            if not any(fnmatchcase(name, rule.match) for name in known):
+                others = f" There are {', '.join(known[:3])} …" if known else ""
+                raise ConfigError(
+                    f"{where}: the rule {rule.match!r} matches no weight.{nearest(rule.match, known)}{others}"
+                    " Correct or remove it."
+                )

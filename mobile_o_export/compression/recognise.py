@@ -1,0 +1,102 @@
+"""Compressed weights found again in a converted graph, by the numbers that they restore.
+
+A conversion may reshape or transpose a weight, and names it as it likes. So a constant is recognised by what
+it holds, compared number by number, and its integers or indices are given in the axes that it has there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mobile_o_export.compression.palettes import Palettes
+from mobile_o_export.errors import ExportError
+from mobile_o_export.parity.metrics import PIECE
+
+if TYPE_CHECKING:
+    from mobile_o_export.compression.compress import Compressed
+    from mobile_o_export.parity.metrics import Array
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A compressed weight as a constant of a graph.
+
+    Attributes:
+        weight: what it is.
+        axes: the weight's axes in the order that the constant has them; axes of length 1 aside.
+        shape: of the constant.
+    """
+
+    weight: Compressed
+    axes: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    def numbers(self) -> Array:
+        """Indices into palettes, uint8, or integers, int8, of the constant's shape."""
+        data = self.weight.data
+        stored = data.indices if isinstance(data, Palettes) else data.values
+        return self._arranged(stored.reshape(self.weight.form.shape))
+
+    def tables(self) -> Array:
+        """The groups' palettes, float16 [groups along each axis…, K], or scales, without the last axis."""
+        data = self.weight.data
+        groups = self._arranged(np.arange(len(data.values)).reshape(self.weight.form.groups))
+        return (data.values if isinstance(data, Palettes) else data.scales)[groups]
+
+    def returned(self, values: Array) -> Array:
+        """``values`` of the constant's shape in the weight's own axes."""
+        turned = values.reshape([size for size in values.shape if size > 1])
+        return turned.transpose(np.argsort(self.axes)).reshape(self.weight.form.shape)
+
+    def _arranged(self, values: Array) -> Array:
+        """``values`` with an axis for each of the weight's, in the constant's axes."""
+        kept = [size for size, full in zip(values.shape, self.weight.form.shape, strict=True) if full > 1]
+        turned = values.reshape(kept).transpose(self.axes)
+        sizes = iter(turned.shape)
+        return turned.reshape([1 if size == 1 else next(sizes) for size in self.shape])
+
+
+class Recogniser:
+    """The compressed weights of one component, to be found in its graphs."""
+
+    def __init__(self, compressed: Mapping[str, Compressed]) -> None:
+        self.compressed = compressed
+        self._known: dict[tuple[int, int, int], list[tuple[Compressed, Array]]] = {}
+        self._found: set[str] = set()
+        for weight in compressed.values():
+            restored = weight.restored()
+            self._known.setdefault(_fingerprint(restored), []).append((weight, restored))
+
+    def find(self, constant: Array) -> Placed | None:
+        """The weight that a floating-point ``constant`` holds, if it holds one."""
+        for weight, restored in self._known.get(_fingerprint(constant), ()):
+            dense = restored.reshape([size for size in restored.shape if size > 1])
+            squeezed = constant.reshape([size for size in constant.shape if size > 1])
+            for axes in ((*range(dense.ndim),), (*reversed(range(dense.ndim)),)):
+                if np.array_equal(dense.transpose(axes), squeezed):
+                    self._found.add(weight.name)
+                    return Placed(weight, axes, constant.shape)
+        return None
+
+    def require_all(self, component: str) -> None:
+        """Raises ExportError where a weight was compressed and found in no graph."""
+        if missing := sorted(self.compressed.keys() - self._found):
+            raise ExportError(
+                f"{component}: {len(missing)} compressed weights are not in the converted graphs, the first "
+                f"{missing[0]}. Report this; until then leave them floating point by a rule."
+            )
+
+
+def _fingerprint(values: Array) -> tuple[int, int, int]:
+    """Equal for arrays of the same numbers, fp16 or fp32, in whatever order and shape."""
+    patterns = np.ascontiguousarray(values, np.float32).reshape(-1).view(np.uint32)
+    total = squares = np.uint64(0)
+    with np.errstate(over="ignore"):
+        for start in range(0, len(patterns), PIECE):
+            wide = patterns[start : start + PIECE].astype(np.uint64)
+            total, squares = total + wide.sum(), squares + (wide * wide).sum()
+    return patterns.size, int(total), int(squares)

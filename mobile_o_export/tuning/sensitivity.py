@@ -1,0 +1,199 @@
+"""How much error each weight at each precision causes at its component's outputs, on a golden's inputs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from mobile_o_export.compression.compress import compress, weights_of
+from mobile_o_export.compression.form import Form
+from mobile_o_export.precision import Precision
+from mobile_o_export.progress import Say
+from mobile_o_export.quiet import quiet_vendor
+from mobile_o_export.tensors import DType
+
+if TYPE_CHECKING:
+    from mobile_o_export.checkpoint import Checkpoint
+    from mobile_o_export.components.base import Component, GraphOptions, ReferenceCalls
+    from mobile_o_export.golden import Golden
+    from mobile_o_export.golden.store import Case
+
+VERSION = 1
+"""Of how sensitivities are measured: another one makes those of before invalid."""
+
+FEW = 4
+"""Cases of each function that a single weight's error is measured on; a whole allocation's is on all."""
+
+Noise = Mapping[str, float]
+"""Noise power over signal power by output, ``function.output``: the mean over a golden's calls."""
+
+
+def worst(noise: Noise) -> float:
+    """Of the output that suffers most."""
+    return max(noise.values(), default=0.0)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One weight at one precision.
+
+    Attributes:
+        size_bytes: what it takes.
+        noise: what it alone adds.
+    """
+
+    precision: Precision
+    size_bytes: int
+    noise: Noise
+
+
+class Bench:
+    """A component in PyTorch as a target's files compute it, whose weights can be swapped."""
+
+    def __init__(
+        self, component: Component, checkpoint: Checkpoint, options: GraphOptions, golden: Golden
+    ) -> None:
+        # fp16 on a CPU is slow, and its rounding is not what is looked for.
+        options = replace(options, compute_dtype=DType.FLOAT32)
+        with quiet_vendor():
+            self.module: nn.Module = component.prepare(component.load(checkpoint), options)
+        self._calls: ReferenceCalls = component.reference(self.module, checkpoint)
+        self._golden = golden
+        self._cases = golden.cases(component.name)
+        self.weights: Mapping[str, nn.Parameter] = dict(weights_of(self.module))
+        self.others = sum(p.numel() for p in self.module.parameters()) - sum(
+            weight.numel() for weight in self.weights.values()
+        )
+        self._base = {few: self._measured(few=few) for few in (False, True)}
+
+    def noise(self, *, few: bool = False) -> Noise:
+        """Of the module as it is now, less what it has with its own weights.
+
+        Args:
+            few: on ``FEW`` cases of each function instead of all of the golden's.
+        """
+        now = self._measured(few=few)
+        return {output: max(0.0, value - self._base[few][output]) for output, value in now.items()}
+
+    @contextmanager
+    def swapped(self, forms: Mapping[str, Form]) -> Iterator[None]:
+        """The module with the weights named in ``forms`` restored from them."""
+        own = {name: self.weights[name].data for name in forms}
+        try:
+            for name, form in forms.items():
+                restored = compress(name, own[name].float().numpy(), form).restored()
+                self.weights[name].data = torch.from_numpy(restored).to(own[name].dtype)
+            yield
+        finally:
+            for name, data in own.items():
+                self.weights[name].data = data
+
+    def _measured(self, *, few: bool) -> dict[str, float]:
+        sums: dict[str, list[float]] = {}
+        for case in _spread(self._cases) if few else self._cases:
+            for step in case.steps:
+                inputs = {
+                    name: torch.from_numpy(self._golden.tensor(key)) for name, key in step.inputs.items()
+                }
+                with torch.no_grad():
+                    outputs = self._calls.call(step.function, inputs)
+                for name, key in step.outputs.items():
+                    wanted = torch.from_numpy(self._golden.tensor(key)).double()
+                    signal = float(wanted.square().sum())
+                    noise = float((outputs[name].double() - wanted).square().sum())
+                    # An output that is all zero says nothing of a relative error.
+                    if signal > 0:
+                        sums.setdefault(f"{step.function}.{name}", []).append(noise / signal)
+        return {output: sum(values) / len(values) for output, values in sums.items()}
+
+
+def _spread(cases: Sequence[Case]) -> list[Case]:
+    """``FEW`` cases that begin with each function, evenly over their order: a DiT's from all timesteps."""
+    by_function: dict[str, list[Case]] = {}
+    for case in cases:
+        by_function.setdefault(case.steps[0].function, []).append(case)
+    return [
+        own[index * len(own) // min(FEW, len(own))]
+        for own in by_function.values()
+        for index in range(min(FEW, len(own)))
+    ]
+
+
+class Sensitivities:
+    """Measured sensitivities in a file of JSON lines, so that a later run goes on and nothing is done twice.
+
+    A line is valid for equal bytes of the weight, whatever it is called, in the same component on the same
+    golden; a run that was interrupted leaves at most its last line unfinished.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[str, Noise] = {}
+        if path.is_file():
+            content = path.read_text(encoding="utf-8")
+            if content and not content.endswith("\n"):
+                # Cut off in the middle of a line: the next one must not continue it.
+                path.write_text(content + "\n", encoding="utf-8")
+            for line in content.splitlines():
+                try:
+                    entry = json.loads(line)
+                    self._known[entry["key"]] = {str(k): float(v) for k, v in entry["noise"].items()}
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    continue
+
+    def get(self, key: str) -> Noise | None:
+        """What was measured under ``key``."""
+        return self._known.get(key)
+
+    def add(self, key: str, component: str, weight: str, precision: Precision, noise: Noise) -> None:
+        """Keeps a measurement; names are for readers."""
+        self._known[key] = noise
+        entry = {
+            "key": key,
+            "component": component,
+            "weight": weight,
+            "precision": str(precision),
+            "noise": noise,
+        }
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+def measure_options(
+    bench: Bench,
+    component: str,
+    golden: Golden,
+    floating: Precision,
+    candidates: Sequence[Precision],
+    known: Sensitivities,
+    say: Say,
+) -> dict[str, tuple[Option, ...]]:
+    """For each weight its options: floating point, and every candidate that makes it smaller."""
+    found: dict[str, tuple[Option, ...]] = {}
+    for index, (name, weight) in enumerate(bench.weights.items()):
+        shape = tuple(weight.shape)
+        digest = sha256(weight.detach().contiguous().numpy().tobytes()).hexdigest()
+        options = [Option(floating, weight.numel() * floating.weight_bits // 8, {})]
+        for candidate in candidates:
+            form = Form.of(candidate, shape)
+            if not form.saves:
+                continue
+            content = f"{component} {golden.index.sha256} {digest} {shape} {form.precision} {VERSION}"
+            key = sha256(content.encode()).hexdigest()
+            noise = known.get(key)
+            if noise is None:
+                say(f"{candidate} of weight {index + 1} of {len(bench.weights)}")
+                with bench.swapped({name: form}):
+                    noise = bench.noise(few=True)
+                known.add(key, component, name, form.precision, noise)
+            options.append(Option(candidate, form.size_bytes, noise))
+        found[name] = tuple(options)
+    return found

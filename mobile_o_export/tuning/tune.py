@@ -1,0 +1,234 @@
+"""From a target and a budget, or a level to reach, to a recipe: measured, chosen, measured again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mobile_o_export.backends.registry import backend
+from mobile_o_export.compression.form import Form
+from mobile_o_export.errors import UsageError
+from mobile_o_export.plan import PlanItem, plan
+from mobile_o_export.precision import Precision
+from mobile_o_export.progress import Done, Progress
+from mobile_o_export.tuning.allocate import Allocation, frontier, within_budget, within_noise
+from mobile_o_export.tuning.sensitivity import Bench, Option, Sensitivities, measure_options, worst
+
+if TYPE_CHECKING:
+    from mobile_o_export.backends.base import Backend
+    from mobile_o_export.checkpoint import Checkpoint
+    from mobile_o_export.golden import Golden
+    from mobile_o_export.targets import Target
+
+ROUNDS = 4
+"""How often an allocation for a level is tightened where what it measures falls short of the prediction."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What to reach; one of the two.
+
+    Attributes:
+        budget_bytes: of all tuned components' weights together.
+        snr_db: at every output of every component.
+    """
+
+    budget_bytes: int | None = None
+    snr_db: float | None = None
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """One component's result.
+
+    Attributes:
+        weights: the names of those that a recipe speaks of.
+        precisions: of each weight that is compressed.
+        floating: of the others.
+        size_bytes: of all weights.
+        predicted_db, measured_db: at the output that suffers most.
+        frontier: predicted (bytes, dB) of every allocation on the way.
+        uniform: measured (precision, bytes, dB) with every weight at one precision.
+    """
+
+    component: str
+    weights: tuple[str, ...]
+    floating: Precision
+    precisions: Mapping[str, Precision]
+    size_bytes: int
+    predicted_db: float
+    measured_db: float
+    frontier: tuple[tuple[int, float], ...]
+    uniform: tuple[tuple[Precision, int, float], ...]
+
+
+def tune(
+    checkpoint: Checkpoint,
+    target: Target,
+    components: Sequence[str],
+    candidates: Sequence[Precision],
+    golden: Golden,
+    goal: Goal,
+    cache: Path,
+    progress: Progress,
+) -> tuple[Tuned, ...]:
+    """Tunes the chosen components (all that ``target`` does not skip where none are named).
+
+    Args:
+        checkpoint: what will be exported.
+        target: for whom.
+        components: names.
+        candidates: compressed precisions to choose from; floating point is always there.
+        golden: recorded from ``checkpoint``; its inputs are what errors are measured on.
+        goal: what to reach.
+        cache: the file of measured sensitivities.
+        progress: told what happens.
+
+    Raises:
+        UsageError: the backend does not do a candidate, or the goal cannot be reached.
+        GoldenError: ``golden`` is not of ``checkpoint``.
+    """
+    golden.require_checkpoint(checkpoint.digest)
+    vendor = backend(target.backend)
+    for candidate in candidates:
+        if candidate.floating or not vendor.supports(candidate):
+            raise UsageError(
+                f"{candidate} is no candidate for {target.name}: {vendor.name} does {vendor.precisions}."
+            )
+    items = [item for item in plan(checkpoint, [target], components) if item.request is not None]
+    known = Sensitivities(cache)
+    parts = {
+        item.component: _Part(item, vendor, checkpoint, golden, candidates, known, progress) for item in items
+    }
+    if goal.budget_bytes is not None:
+        chosen = _for_budget(parts, goal.budget_bytes)
+    else:
+        assert goal.snr_db is not None
+        chosen = {name: _for_level(part, goal.snr_db) for name, part in parts.items()}
+    found = []
+    for name, allocation in chosen.items():
+        found.append(parts[name].result(allocation))
+        progress(target.name, name, Done(f"tuned, {found[-1].measured_db:.1f} dB"))
+    return tuple(found)
+
+
+class _Part:
+    """One component, loaded, with its measured options."""
+
+    def __init__(
+        self,
+        item: PlanItem,
+        vendor: Backend,
+        checkpoint: Checkpoint,
+        golden: Golden,
+        candidates: Sequence[Precision],
+        known: Sensitivities,
+        progress: Progress,
+    ) -> None:
+        assert item.request is not None
+        self.name = item.component
+        self._floating = item.request.recipe.floating
+        self._candidates = candidates
+        options = vendor.graph_options(item.request)
+        self._bench = Bench(item.request.component, checkpoint, options, golden)
+
+        def say(phrase: str) -> None:
+            progress(item.target, item.component, phrase)
+
+        self.options = measure_options(self._bench, self.name, golden, self._floating, candidates, known, say)
+        self.rest_bytes = self._bench.others * self._floating.weight_bits // 8
+        self.frontier = frontier(self.options)
+
+    def measured(self, chosen: Mapping[str, Option]) -> float:
+        """The noise with all of ``chosen`` together."""
+        with self._bench.swapped(self._forms({name: option.precision for name, option in chosen.items()})):
+            return worst(self._bench.noise())
+
+    def result(self, allocation: Allocation) -> Tuned:
+        """What came of it."""
+        precisions = {
+            name: option.precision
+            for name, option in allocation.options.items()
+            if not option.precision.floating
+        }
+        return Tuned(
+            component=self.name,
+            weights=tuple(self.options),
+            floating=self._floating,
+            precisions=precisions,
+            size_bytes=allocation.size_bytes + self.rest_bytes,
+            predicted_db=level(allocation.noise),
+            measured_db=level(self.measured(allocation.options)),
+            frontier=tuple(
+                (found.size_bytes + self.rest_bytes, level(found.noise)) for found in self.frontier
+            ),
+            uniform=tuple(self._uniform(candidate) for candidate in self._candidates),
+        )
+
+    def _uniform(self, candidate: Precision) -> tuple[Precision, int, float]:
+        chosen = {
+            name: next((option for option in options if option.precision == candidate), options[0])
+            for name, options in self.options.items()
+        }
+        size = sum(option.size_bytes for option in chosen.values()) + self.rest_bytes
+        return candidate, size, level(self.measured(chosen))
+
+    def _forms(self, precisions: Mapping[str, Precision]) -> dict[str, Form]:
+        shapes = {name: tuple(weight.shape) for name, weight in self._bench.weights.items()}
+        return {
+            name: Form.of(precision, shapes[name])
+            for name, precision in precisions.items()
+            if not precision.floating
+        }
+
+
+def _for_budget(parts: Mapping[str, _Part], budget_bytes: int) -> dict[str, Allocation]:
+    """One allocation over the weights of all components; noise counts the same in each.
+
+    Raises:
+        UsageError: the smallest that there is exceeds the budget.
+    """
+    rest = sum(part.rest_bytes for part in parts.values())
+    merged = {
+        f"{name}/{weight}": options
+        for name, part in parts.items()
+        for weight, options in part.options.items()
+    }
+    allocations = frontier(merged)
+    chosen = within_budget(allocations, budget_bytes - rest)
+    if chosen is None:
+        least = allocations[-1].size_bytes + rest
+        raise UsageError(
+            f"the smallest that these precisions make of it is {least / 1e6:.1f} MB, more than the budget of "
+            f"{budget_bytes / 1e6:.1f} MB. Give a larger budget, or candidates of fewer bits."
+        )
+    found = {}
+    for name, part in parts.items():
+        options = {weight: chosen.options[f"{name}/{weight}"] for weight in part.options}
+        found[name] = Allocation(
+            options,
+            sum(option.size_bytes for option in options.values()),
+            sum(worst(option.noise) for option in options.values()),
+        )
+    return found
+
+
+def _for_level(part: _Part, snr_db: float) -> Allocation:
+    """The smallest allocation that measures at least ``snr_db``; tightened where errors add up otherwise."""
+    wanted = limit = 10 ** (-snr_db / 10)
+    for _ in range(ROUNDS):
+        allocation = within_noise(part.frontier, limit)
+        assert allocation is not None, "floating point adds no noise"
+        measured = part.measured(allocation.options)
+        if measured <= wanted:
+            return allocation
+        limit *= 0.9 * wanted / measured
+    return part.frontier[0]
+
+
+def level(noise: float) -> float:
+    """Noise over signal as dB."""
+    return math.inf if noise <= 0 else -10 * math.log10(noise)

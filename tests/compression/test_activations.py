@@ -1,0 +1,171 @@
+"""Layers' inputs: what is counted, which step of integers suits them, what a layer computes with them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mobile_o_export.calibration import Calibration
+from mobile_o_export.checkpoint import Checkpoint
+from mobile_o_export.components import registry
+from mobile_o_export.compression.activations import Inputs, layers, observed, quantize_inputs
+from mobile_o_export.compression.compress import compress_module
+from mobile_o_export.compression.recipe import Recipe, Rule
+from mobile_o_export.golden import Golden
+from mobile_o_export.parity.metrics import measure
+from mobile_o_export.precision import Precision
+
+W8A8 = Precision.parse("w8a8")
+
+
+def counted(values: torch.Tensor, channel: int = -1) -> Inputs:
+    inputs = Inputs()
+    inputs.add(values, channel)
+    return inputs
+
+
+def error(values: torch.Tensor, scale: float, bits: int = 8) -> float:
+    most = 2 ** (bits - 1) - 1
+    rounded = (values / scale).round().clamp(-most - 1, most) * scale
+    return float((rounded - values).square().sum())
+
+
+@pytest.mark.parametrize("tail", ["uniform", "normal", "outliers", "tiny", "huge"])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_the_step_is_about_the_best_there_is(tail: str, bits: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(64, 2000, generator=generator)
+    if tail == "uniform":
+        values = torch.rand(64, 2000, generator=generator) * 2 - 1
+    if tail == "outliers":
+        values[0, :20] *= 60
+    values *= {"tiny": 2e-2, "huge": 3e4}.get(tail, 1.0)
+    scale = counted(values).scale(bits)
+    assert np.float16(scale) == scale
+    largest = float(values.abs().max()) / (2 ** (bits - 1) - 1)
+    # Below fp16's normal numbers no smaller step can be had.
+    tried = [max(largest * part, 6.1035e-05) for part in np.linspace(0.02, 1, 200)]
+    assert error(values, scale, bits) <= 1.03 * min(error(values, step, bits) for step in tried)
+
+
+def test_one_outlier_does_not_cost_everything_else_its_bits() -> None:
+    values = torch.randn(1000, 100, generator=torch.Generator().manual_seed(0))
+    plain = counted(values).scale(8)
+    values[0, 0] = 10.0
+    clipped = counted(values)
+    assert clipped.largest == 10.0
+    assert plain <= clipped.scale(8) < 0.8 * 10 / 127
+
+
+def test_calls_add_up() -> None:
+    values = torch.randn(300, 64, generator=torch.Generator().manual_seed(0))
+    parts = Inputs()
+    for part in values.split(100):
+        parts.add(part, -1)
+    whole = counted(values)
+    np.testing.assert_array_equal(parts.counts, whole.counts)
+    np.testing.assert_allclose(parts.squares, whole.squares)
+    assert (parts.positions, parts.largest) == (whole.positions, whole.largest) == (300, whole.largest)
+
+
+def test_inputs_that_are_all_zero_have_a_step_that_nothing_divides_by_zero_with() -> None:
+    assert counted(torch.zeros(4, 8)).scale(8) == 1.0
+
+
+def test_importance_is_the_power_of_the_channel_that_a_weight_meets() -> None:
+    values = torch.ones(2, 6, 5, 5) * torch.tensor([1.0, 2, 3, 4, 5, 6])[:, None, None]
+    inputs = counted(values, channel=1)
+    dense = inputs.importance((4, 6, 3, 3))
+    assert dense.shape == (4, 6, 3, 3)
+    np.testing.assert_allclose(dense[1, :, 0, 0], [1, 4, 9, 16, 25, 36])
+    grouped = inputs.importance((4, 3, 1, 1))  # two groups of three channels
+    np.testing.assert_allclose(grouped[:, :, 0, 0], [[1, 4, 9], [1, 4, 9], [16, 25, 36], [16, 25, 36]])
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(64, 64)
+        self.first = nn.Linear(64, 64)
+        self.never = nn.Linear(64, 64)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.first(self.table(ids))
+        return out
+
+
+def test_observation_counts_each_layer_and_leaves_no_trace() -> None:
+    module = Small()
+    ids = torch.arange(10)[None]
+    with observed(module) as found:
+        module(ids)
+        module(ids)
+    assert set(found) == set(layers(module)) == {"first.weight", "never.weight"}
+    assert (found["first.weight"].positions, found["never.weight"].positions) == (20, 0)
+    module(ids)
+    assert found["first.weight"].positions == 20
+
+
+def test_layers_compute_with_integers_and_others_do_not() -> None:
+    module, ids = Small(), torch.arange(64)[None]
+    with observed(module) as found, torch.no_grad():
+        module(ids)
+    recipe = Recipe(floating=Precision.FP16, default=W8A8)
+    done = compress_module(module, recipe, "small", statistics=found)
+    scale = found["first.weight"].scale(8)
+    assert {name: weight.input_scale for name, weight in done.items()} == {
+        "table.weight": None,
+        "first.weight": scale,
+        "never.weight": None,  # nothing was recorded that it could be calibrated on
+    }
+    with torch.no_grad():
+        integers = (module.table(ids) / scale).round().clamp(-128, 127)
+        expected = nn.functional.linear(integers * scale, module.first.weight, module.first.bias)
+        torch.testing.assert_close(module(ids), expected)
+        exact = nn.functional.linear(module.table(ids), module.first.weight, module.first.bias)
+    assert 30 < measure(exact.numpy(), expected.numpy()).snr_db < 55
+
+
+def test_a_rule_leaves_a_layer_s_inputs_floating_point() -> None:
+    module = Small()
+    with observed(module) as found, torch.no_grad():
+        module(torch.arange(64)[None])
+    rules = (Rule(match="first.*", precision=Precision.parse("w8")),)
+    done = compress_module(
+        module, Recipe(floating=Precision.FP16, default=W8A8, rules=rules), "small", statistics=found
+    )
+    assert done["first.weight"].input_scale is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_dtype_of_the_inputs_stays(dtype: torch.dtype) -> None:
+    layer = nn.Linear(8, 8, dtype=dtype)
+    quantize_inputs(layer, 0.01, 8)
+    assert layer(torch.ones(2, 8, dtype=dtype)).dtype == dtype
+
+
+def test_a_component_is_run_once_for_all_targets(
+    reference_checkpoint: Checkpoint, reference_golden: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = type(registry.component("mcp"))
+    loaded = []
+    original = part.load
+    monkeypatch.setattr(part, "load", lambda self, checkpoint: loaded.append(1) or original(self, checkpoint))
+    calibration = Calibration(reference_checkpoint, [reference_golden])
+    said: list[str] = []
+    first = calibration.of("mcp", said.append)
+    assert calibration.of("mcp", said.append) is first
+    assert len(loaded) == 1
+    assert said[0].startswith("calibrating on call 1 of ")
+    assert {name for name, inputs in first.items() if inputs.positions} == set(first)
+
+
+def test_two_goldens_count_more_than_one(reference_checkpoint: Checkpoint, reference_golden: Golden) -> None:
+    one = Calibration(reference_checkpoint, [reference_golden]).of("mcp", lambda _: None)
+    two = Calibration(reference_checkpoint, [reference_golden] * 2).of("mcp", lambda _: None)
+    for name, inputs in two.items():
+        assert inputs.positions == 2 * one[name].positions
+        assert inputs.scale(8) == one[name].scale(8)

@@ -1,0 +1,162 @@
+"""Tuning a small checkpoint: goals are met as measured, recipes replay, nothing is measured twice."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mobile_o_export.checkpoint import Checkpoint
+from mobile_o_export.errors import GoldenError, UsageError
+from mobile_o_export.golden import Golden
+from mobile_o_export.plan import plan
+from mobile_o_export.precision import Precision
+from mobile_o_export.targets import Target, load_target, load_targets
+from mobile_o_export.tuning import sensitivity
+from mobile_o_export.tuning.outcome import recipe_toml, write_outcome
+from mobile_o_export.tuning.tune import Goal, Tuned, tune
+
+CANDIDATES = tuple(Precision.parse(name) for name in ("w8_lut_g16", "w6_lut_g16", "w4_lut_g16"))
+PARTS = ("mcp", "vision_encoder")
+
+
+@pytest.fixture(scope="module")
+def target() -> Target:
+    return load_target("coreml-ane")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tuning") / "recipe.sensitivities.jsonl"
+
+
+def run(
+    checkpoint: Checkpoint,
+    target: Target,
+    golden: Golden,
+    cache: Path,
+    goal: Goal,
+    parts: tuple[str, ...] = PARTS,
+) -> tuple[Tuned, ...]:
+    return tune(checkpoint, target, parts, CANDIDATES, golden, goal, cache, lambda *_: None)
+
+
+@pytest.mark.parametrize("wanted_db", [45.0, 30.0, 20.0])
+def test_a_level_is_met_as_measured(
+    reference_checkpoint: Checkpoint, target: Target, reference_golden: Golden, cache: Path, wanted_db: float
+) -> None:
+    for tuned in run(reference_checkpoint, target, reference_golden, cache, Goal(snr_db=wanted_db)):
+        assert tuned.measured_db >= wanted_db
+        # Errors of different weights nearly add up as powers.
+        assert tuned.measured_db == pytest.approx(tuned.predicted_db, abs=4)
+
+
+def test_a_budget_is_met_and_beats_one_precision_for_all(
+    reference_checkpoint: Checkpoint, target: Target, reference_golden: Golden, cache: Path
+) -> None:
+    uniform = run(reference_checkpoint, target, reference_golden, cache, Goal(snr_db=30.0))
+    budget = sum(
+        size for tuned in uniform for precision, size, _ in tuned.uniform if precision == CANDIDATES[1]
+    )
+    found = run(reference_checkpoint, target, reference_golden, cache, Goal(budget_bytes=budget))
+    assert sum(tuned.size_bytes for tuned in found) <= budget
+
+    def noise(levels: list[float]) -> float:
+        return sum(10 ** (-level / 10) for level in levels)
+
+    same = [level for tuned in uniform for precision, _, level in tuned.uniform if precision == CANDIDATES[1]]
+    assert noise([tuned.measured_db for tuned in found]) <= 1.1 * noise(same)
+
+
+def test_a_budget_below_the_smallest_is_refused(
+    reference_checkpoint: Checkpoint, target: Target, reference_golden: Golden, cache: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"the smallest that these precisions make of it is .* MB"):
+        run(reference_checkpoint, target, reference_golden, cache, Goal(budget_bytes=1000))
+
+
+def test_nothing_is_measured_twice_and_an_interrupted_run_goes_on(
+    reference_checkpoint: Checkpoint,
+    target: Target,
+    reference_golden: Golden,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "r.sensitivities.jsonl"
+    first = run(reference_checkpoint, target, reference_golden, path, Goal(snr_db=30.0), ("mcp",))
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[:5]) + "\n" + lines[5][:20])  # killed while it wrote
+    again = run(reference_checkpoint, target, reference_golden, path, Goal(snr_db=30.0), ("mcp",))
+    assert again == first
+    count = len(path.read_text().splitlines())
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(sensitivity.Sensitivities, "add", refuse)
+    assert run(reference_checkpoint, target, reference_golden, path, Goal(snr_db=30.0), ("mcp",)) == first
+    assert len(path.read_text().splitlines()) == count
+
+
+def test_the_recipe_gives_every_weight_its_precision_again(
+    reference_checkpoint: Checkpoint, target: Target, reference_golden: Golden, cache: Path, tmp_path: Path
+) -> None:
+    found = run(reference_checkpoint, target, reference_golden, cache, Goal(snr_db=30.0))
+    path = tmp_path / "recipe.toml"
+    path.write_text(recipe_toml(found, target.name, "--min-snr 30"))
+    assert set(tomllib.loads(path.read_text())["components"]) == set(PARTS)
+    items = plan(reference_checkpoint, load_targets([target.name], (), path), PARTS)
+    for item, tuned in zip(items, found, strict=True):
+        assert not item.refusal
+        assert {name: form.precision.weight_bits for name, form in item.forms.items()} == {
+            name: precision.weight_bits for name, precision in tuned.precisions.items()
+        }
+        assert item.size_bytes == pytest.approx(tuned.size_bytes, rel=0.02)
+
+
+def test_numbers_and_chart_lie_beside_the_recipe(
+    reference_checkpoint: Checkpoint, target: Target, reference_golden: Golden, cache: Path, tmp_path: Path
+) -> None:
+    found = run(reference_checkpoint, target, reference_golden, cache, Goal(snr_db=30.0))
+    write_outcome(tmp_path / "recipe.toml", found)
+    content = json.loads((tmp_path / "recipe.json").read_text())
+    for tuned in found:
+        entry = content["components"][tuned.component]
+        sizes = [size for size, _ in entry["frontier"]]
+        assert sizes == sorted(sizes, reverse=True)
+        assert [point["precision"] for point in entry["uniform"]] == [str(c) for c in CANDIDATES]
+        levels = [point["measured_db"] for point in entry["uniform"]]
+        assert levels == sorted(levels, reverse=True)
+    with Image.open(tmp_path / "recipe.png") as image:
+        assert image.width > 800
+        assert len(image.convert("RGB").getcolors(100_000) or ()) > 5
+
+
+def test_candidates_that_the_backend_lacks_are_refused(
+    reference_checkpoint: Checkpoint, reference_golden: Golden, tmp_path: Path
+) -> None:
+    for name, wrong in (("litert-cpu", "w4_lut_g16"), ("coreml-ane", "fp16")):
+        with pytest.raises(UsageError, match=rf"{wrong} is no candidate for {name}: .* does "):
+            tune(
+                reference_checkpoint,
+                load_target(name),
+                PARTS,
+                [Precision.parse(wrong)],
+                reference_golden,
+                Goal(snr_db=30.0),
+                tmp_path / "x.jsonl",
+                lambda *_: None,
+            )
+
+
+def test_a_golden_of_another_checkpoint_is_refused(
+    reference_checkpoint: Checkpoint, target: Target, reference_golden: Golden, tmp_path: Path
+) -> None:
+    other = Golden(
+        reference_golden.path, reference_golden.index.model_copy(update={"checkpoint": "sha256:" + "0" * 64})
+    )
+    with pytest.raises(GoldenError, match="another checkpoint"):
+        run(reference_checkpoint, target, other, tmp_path / "x.jsonl", Goal(snr_db=30.0))
