@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mobile_o_export.components.base import CacheStyle, GraphOptions
 from mobile_o_export.components.registry import component
 from mobile_o_export.quiet import quiet_vendor
+from mobile_o_export.reference import TorchRunner
 from mobile_o_export.tensors import DType
 
 if TYPE_CHECKING:
@@ -37,20 +38,17 @@ class Calibration:
         return self._known[name]
 
     def _collected(self, name: str, say: Say) -> Statistics:
-        import torch
-
         from mobile_o_export.compression.activations import observed
 
         part = component(name)
         with quiet_vendor():
             module = part.prepare(part.load(self._checkpoint), PREPARED)
-        calls = part.reference(module, self._checkpoint)
+        runner = TorchRunner(part.reference(module, self._checkpoint))
         steps = [
             (golden, step) for golden in self._goldens for case in golden.cases(name) for step in case.steps
         ]
-        with observed(module) as found, torch.no_grad():
+        with observed(module) as found:
             for index, (golden, step) in enumerate(steps):
                 say(f"calibrating on call {index + 1} of {len(steps)}")
-                inputs = {key: torch.from_numpy(golden.tensor(path)) for key, path in step.inputs.items()}
-                calls.call(step.function, inputs)
+                runner.run(step.function, golden.inputs(step))
         return found

@@ -76,6 +76,11 @@ class Activations(StrEnum):
     INT8 = "a8"
     INT16 = "a16"
 
+    @property
+    def calibrated_bits(self) -> int | None:
+        """Bits of integers whose scale is found by calibration; None where it is found at run time."""
+        return {Activations.INT8: 8, Activations.INT16: 16}.get(self)
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -131,6 +136,11 @@ class Precision:
         """What is computed in; only floating precisions say."""
         assert isinstance(self.weights, Floats)
         return self.weights.arithmetic_bits
+
+    @property
+    def calibrated_bits(self) -> int | None:
+        """Bits of the integers that activations become by calibration, if they do."""
+        return None if self.activations is None else self.activations.calibrated_bits
 
     @property
     def weight_bits(self) -> int:

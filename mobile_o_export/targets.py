@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from functools import reduce
-from operator import or_
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -203,7 +201,7 @@ def load_target(name_or_path: str) -> Target:
 
 
 def load_targets(
-    names: list[str], precisions: Iterable[str] = (), recipe: Path | None = None
+    names: list[str], precisions: Collection[str] = (), recipe: Path | None = None
 ) -> list[Target]:
     """Several targets, each once.
 
@@ -222,11 +220,12 @@ def load_targets(
     if twice := {name for name in found if found.count(name) > 1}:
         raise UsageError(f"two targets are called {sorted(twice)[0]!r}. Rename one and its file.")
     chosen = {} if recipe is None else dict(read_toml(recipe, RecipeFile).components)
-    asked = tuple(precisions)
-    return [
-        target.with_recipes(reduce(or_, (_chosen(text, target.floating) for text in asked), chosen))
-        for target in targets
-    ]
+    for index, target in enumerate(targets):
+        asked = dict(chosen)
+        for text in precisions:
+            asked.update(_chosen(text, target.floating))
+        targets[index] = target.with_recipes(asked)
+    return targets
 
 
 def _chosen(text: str, floating: Precision) -> dict[str, ComponentRecipe]:

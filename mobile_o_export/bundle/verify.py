@@ -199,8 +199,7 @@ def replay(
     }
     for case in golden.cases(component):
         first = case.steps[0]
-        inputs = {name: golden.tensor(key) for name, key in first.inputs.items()}
-        length = session.length_of(first.function, inputs)
+        length = session.length_of(first.function, golden.inputs(first))
         graphs = session.graphs_for(first.function, length)
         if length is not None and length > longest:
             continue
@@ -225,9 +224,8 @@ def _replay_case(
     for index, step in enumerate(case.steps):
         outputs: dict[str, Array] = {}
         if not problem:
-            inputs = {name: golden.tensor(key) for name, key in step.inputs.items()}
             try:
-                outputs = session.run(step.function, inputs, graph if index == 0 else None)
+                outputs = session.run(step.function, golden.inputs(step), graph if index == 0 else None)
             except ExportError as error:
                 problem = str(error)
         name = case.name if len(case.steps) == 1 else f"{case.name}#{index}"

@@ -15,8 +15,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from mobile_o_export.precision import Activations
-
 if TYPE_CHECKING:
     from mobile_o_export.parity.metrics import Array
 
@@ -26,7 +24,6 @@ LOWEST, HIGHEST, PER_OCTAVE = -30, 20, 32
 SAMPLE = 1_000_000
 """No more magnitudes of one call are counted, evenly over the tensor; its largest always is."""
 
-BITS = {Activations.INT8: 8, Activations.INT16: 16}
 CLIPPED = 2.0 ** -np.linspace(0, 6, 97)
 """Parts of the largest magnitude that integers are tried to span."""
 

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from mobile_o_export.compression.activations import BITS, Statistics, layers, quantize_inputs
+from mobile_o_export.compression.activations import Statistics, layers, quantize_inputs
 from mobile_o_export.compression.form import Form
 from mobile_o_export.compression.integers import Integers, quantize
 from mobile_o_export.compression.palettes import Palettes, palettize
-from mobile_o_export.precision import Activations, Palette
+from mobile_o_export.precision import Palette
 from mobile_o_export.progress import Say, silent
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _with_integer_inputs(
     """Rounds the inputs of layers with static integer activations, and says in what steps."""
     found = layers(module)
     for name, weight in done.items():
-        bits = BITS.get(weight.form.precision.activations or Activations.DYNAMIC)
+        bits = weight.form.precision.calibrated_bits
         # A layer that no recorded call reached has nothing to be calibrated on.
         if bits is None or name not in found or not statistics[name].positions:
             continue

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pydantic import Field
 
 from mobile_o_export.errors import ConfigError
-from mobile_o_export.precision import Activations, Precision
+from mobile_o_export.precision import Precision
 from mobile_o_export.strict import Strict, nearest
 
 
@@ -49,9 +49,7 @@ class Recipe(Strict):
     @property
     def calibrated(self) -> bool:
         """Whether it needs to know what activations are like."""
-        return any(
-            precision.activations in (Activations.INT8, Activations.INT16) for precision in self.precisions
-        )
+        return any(precision.calibrated_bits for precision in self.precisions)
 
     @property
     def precisions(self) -> tuple[Precision, ...]:

@@ -180,6 +180,10 @@ class Golden:
                 )
             return decode(stored, file.get_tensor(key))
 
+    def inputs(self, step: Step) -> dict[str, Array]:
+        """What a recorded call was given, by name."""
+        return {name: self.tensor(key) for name, key in step.inputs.items()}
+
     def require_checkpoint(self, digest: str) -> None:
         """Raises GoldenError unless this golden was recorded from the checkpoint of that digest."""
         if self.index.checkpoint != digest:

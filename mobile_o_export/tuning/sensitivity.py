@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -18,11 +19,12 @@ from mobile_o_export.compression.form import Form
 from mobile_o_export.precision import Precision
 from mobile_o_export.progress import Say
 from mobile_o_export.quiet import quiet_vendor
+from mobile_o_export.reference import TorchRunner
 from mobile_o_export.tensors import DType
 
 if TYPE_CHECKING:
     from mobile_o_export.checkpoint import Checkpoint
-    from mobile_o_export.components.base import Component, GraphOptions, ReferenceCalls
+    from mobile_o_export.components.base import Component, GraphOptions
     from mobile_o_export.golden import Golden
     from mobile_o_export.golden.store import Case
 
@@ -65,7 +67,7 @@ class Bench:
         options = replace(options, compute_dtype=DType.FLOAT32)
         with quiet_vendor():
             self.module: nn.Module = component.prepare(component.load(checkpoint), options)
-        self._calls: ReferenceCalls = component.reference(self.module, checkpoint)
+        self._runner = TorchRunner(component.reference(self.module, checkpoint))
         self._golden = golden
         self._cases = golden.cases(component.name)
         self.weights: Mapping[str, nn.Parameter] = dict(weights_of(self.module))
@@ -100,15 +102,11 @@ class Bench:
         sums: dict[str, list[float]] = {}
         for case in _spread(self._cases) if few else self._cases:
             for step in case.steps:
-                inputs = {
-                    name: torch.from_numpy(self._golden.tensor(key)) for name, key in step.inputs.items()
-                }
-                with torch.no_grad():
-                    outputs = self._calls.call(step.function, inputs)
+                outputs = self._runner.run(step.function, self._golden.inputs(step))
                 for name, key in step.outputs.items():
-                    wanted = torch.from_numpy(self._golden.tensor(key)).double()
-                    signal = float(wanted.square().sum())
-                    noise = float((outputs[name].double() - wanted).square().sum())
+                    wanted = self._golden.tensor(key).astype(np.float64)
+                    signal = float(np.square(wanted).sum())
+                    noise = float(np.square(outputs[name] - wanted).sum())
                     # An output that is all zero says nothing of a relative error.
                     if signal > 0:
                         sums.setdefault(f"{step.function}.{name}", []).append(noise / signal)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from recipes import recipe
 
 from mobile_o_export.backends.base import Artifact, LowerRequest
 from mobile_o_export.backends.coreml.encode import Encoder
@@ -23,7 +24,7 @@ from mobile_o_export.compression import check
 from mobile_o_export.compression.check import check_weights
 from mobile_o_export.compression.compress import Compressed
 from mobile_o_export.compression.palettes import Palettes
-from mobile_o_export.compression.recipe import Recipe, Rule
+from mobile_o_export.compression.recipe import Recipe
 from mobile_o_export.errors import GateError
 from mobile_o_export.export import export_bundle
 from mobile_o_export.golden import Golden
@@ -44,11 +45,6 @@ SUB_BYTE = [
     "w4",
     "w8",
 ]
-
-
-def recipe(default: str, *rules: tuple[str, str]) -> Recipe:
-    made = tuple(Rule(match=match, precision=Precision.parse(name)) for match, name in rules)
-    return Recipe(floating=Precision.FP16, default=Precision.parse(default), rules=made)
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,13 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import recipes
 import torch
 
 from mobile_o_export.backends.base import Artifact, LowerRequest
@@ -22,7 +24,7 @@ from mobile_o_export.components import building
 from mobile_o_export.components.registry import component
 from mobile_o_export.compression.check import check_weights
 from mobile_o_export.compression.compress import Compressed, compress_module
-from mobile_o_export.compression.recipe import Recipe, Rule
+from mobile_o_export.compression.recipe import Recipe
 from mobile_o_export.errors import ExportError, GateError, LoweringError
 from mobile_o_export.parity.metrics import Array, measure
 from mobile_o_export.precision import Precision
@@ -49,9 +51,7 @@ class Lowered:
 Lower = Callable[..., Lowered]
 
 
-def recipe(default: str, *rules: tuple[str, str], floating: str = "w16") -> Recipe:
-    made = tuple(Rule(match=match, precision=Precision.parse(name)) for match, name in rules)
-    return Recipe(floating=Precision.parse(floating), default=Precision.parse(default), rules=made)
+recipe = partial(recipes.recipe, floating="w16")
 
 
 @pytest.fixture(scope="module")

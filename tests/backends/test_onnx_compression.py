@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import onnx
 import onnx_ir
 import onnxruntime
 import pytest
+import recipes
 import torch
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
@@ -30,7 +32,7 @@ from mobile_o_export.components.registry import COMPONENT_NAMES, component
 from mobile_o_export.compression.check import check_weights
 from mobile_o_export.compression.compress import Compressed, compress, compress_module
 from mobile_o_export.compression.form import Form
-from mobile_o_export.compression.recipe import Recipe, Rule
+from mobile_o_export.compression.recipe import Recipe
 from mobile_o_export.compression.recognise import Recogniser
 from mobile_o_export.errors import ExportError, GateError
 from mobile_o_export.parity.metrics import measure
@@ -48,9 +50,7 @@ DYNAMIC_DB = 36.0
 """Against floating-point activations 39 to 42 dB were measured on mcp and dit; int8 reaches 42 once."""
 
 
-def recipe(default: str, *rules: tuple[str, str]) -> Recipe:
-    made = tuple(Rule(match=match, precision=Precision.parse(name)) for match, name in rules)
-    return Recipe(floating=Precision.W16, default=Precision.parse(default), rules=made)
+recipe = partial(recipes.recipe, floating="w16")
 
 
 MIXED = recipe("w8_dyn", ("input_compress*", "w4_b32"), ("*fc.0*", "w4_b32"))

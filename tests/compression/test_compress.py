@@ -5,22 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from recipes import recipe
 from torch import nn
 
 from mobile_o_export.compression.compress import compress, compress_module, forms
 from mobile_o_export.compression.form import Form
-from mobile_o_export.compression.recipe import Recipe, Rule
 from mobile_o_export.errors import ConfigError, ExportError
 from mobile_o_export.parity.metrics import measure
 from mobile_o_export.precision import Precision
-
-
-def recipe(default: str, *rules: tuple[str, str]) -> Recipe:
-    return Recipe(
-        floating=Precision.FP16,
-        default=Precision.parse(default),
-        rules=tuple(Rule(match=match, precision=Precision.parse(name)) for match, name in rules),
-    )
 
 
 class Small(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,14 +57,18 @@ class Encoder:
                 self._placed[restored.op.name] = placed
 
     def stored(self, package: Path, component: str) -> Iterator[tuple[str, Array]]:
-        """What the weights in a saved ``package`` restore, by name and in the axes of the parameters."""
+        """What the weights in a saved ``package`` restore, by name and in the axes of the parameters.
+
+        What several functions share, indices and palettes alike, comes once.
+        """
         from mobile_o_export.backends.coreml.interpreter import Interpreter, Rounding, load_mlpackage
 
+        seen: set[Hashable] = set()
         for function in load_mlpackage(package).functions.values():
             interpreter = Interpreter(
                 function, rounding=Rounding.TYPED, component=component, keep_weights=False
             )
-            for name, values in interpreter.restored():
+            for name, values in interpreter.restored(seen):
                 if placed := self._placed.get(name):
                     yield placed.weight.name, placed.returned(values)
 

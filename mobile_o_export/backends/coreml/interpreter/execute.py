@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -94,12 +94,16 @@ class Interpreter:
             for port, value in zip(self.function.outputs, results, strict=True)
         }
 
-    def restored(self) -> Iterator[tuple[str, NDArray[Any]]]:
-        """What every ``constexpr_*`` operation that is used gives, by the operation's name; each once."""
+    def restored(self, seen: set[Hashable] | None = None) -> Iterator[tuple[str, NDArray[Any]]]:
+        """What every ``constexpr_*`` operation that is used gives, by the operation's name; each once.
+
+        A set that is handed to several functions of one package keeps weights that they share from being
+        restored again.
+        """
         from mobile_o_export.backends.coreml.interpreter.plan import derived_sources
         from mobile_o_export.backends.coreml.interpreter.values import to_numpy
 
-        for source in derived_sources(self._plan):
+        for source in derived_sources(self._plan, set() if seen is None else seen):
             kind = source.operation.outputs[source.output].type.dtype
             yield source.operation.name, to_numpy(self._tensor(source, {}), kind, self.rounding)
 

@@ -76,9 +76,11 @@ def plan_function(function: MilFunction, component: str) -> Plan:
     return _plan(function.block, names, {}, where)
 
 
-def derived_sources(plan: Plan) -> Iterator[Derived]:
-    """The compressed constants that a plan asks for, those of nested blocks included; each once."""
-    seen: set[Hashable] = set()
+def derived_sources(plan: Plan, seen: set[Hashable]) -> Iterator[Derived]:
+    """The compressed constants that a plan asks for, those of nested blocks included.
+
+    Each comes once, and is added to what was ``seen``.
+    """
     for source in _sources(plan):
         if isinstance(source, Derived) and (key := (source.operation.name, source.key)) not in seen:
             seen.add(key)
