@@ -1,4 +1,4 @@
-"""What the inputs of a model's layers are like: one set of statistics for every target."""
+"""What a model's layers take and give: one set of statistics for every target."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Calibration:
         self._known: dict[str, Statistics] = {}
 
     def of(self, name: str, say: Say) -> Statistics:
-        """The inputs of the layers of the component ``name``, over every recorded call."""
+        """What the layers of the component ``name`` take and give, over every recorded call."""
         if name not in self._known:
             self._known[name] = self._collected(name, say)
         return self._known[name]

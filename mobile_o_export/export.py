@@ -257,7 +257,10 @@ def _lower(
 ) -> ComponentEntry:
     request = item.request
     assert request is not None
-    place = folder / item.target / item.component
+    vendor = backend(target.backend)
+    home = folder / item.target / vendor.folder(item.component)
+    # A folder of its own while it is lowered, even where it will share one with others.
+    place = folder / item.target / f".{item.component}"
     place.mkdir(parents=True)
 
     def say(phrase: str) -> None:
@@ -265,15 +268,21 @@ def _lower(
 
     if request.recipe.calibrated:
         request = replace(request, statistics=calibration.of(item.component, say))
-    artifact = backend(target.backend).lower(request, checkpoint, place, say)
+    artifact = vendor.lower(request, checkpoint, place, say)
     memory.release()
     if artifact.weights:
-        (place / WEIGHTS).write_text(json.dumps(weights_json(artifact.weights), indent=1) + "\n")
+        name = WEIGHTS if vendor.folder(item.component) else f"{item.component}.{WEIGHTS}"
+        (place / name).write_text(json.dumps(weights_json(artifact.weights), indent=1) + "\n")
+    size_bytes = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
+    home.mkdir(exist_ok=True)
+    for path in place.iterdir():
+        path.rename(home / path.name)
+    place.rmdir()
     return ComponentEntry(
         recipe=item.recipe,
         gate=target.components[item.component].effective_gate,
-        folder=place.relative_to(folder).as_posix(),
-        size_bytes=sum(path.stat().st_size for path in place.rglob("*") if path.is_file()),
+        folder=home.relative_to(folder).as_posix(),
+        size_bytes=size_bytes,
         graphs=artifact.graphs,
     )
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 BASE_MEMORY_BYTES = 900_000_000
 """torch, transformers and a converter, loaded."""
 
-MEMORY_PER_WEIGHT_BYTE = {"coreml": 3.5, "litert": 4.0, "onnx": 2.7}
+MEMORY_PER_WEIGHT_BYTE = {"coreml": 3.5, "litert": 4.0, "onnx": 2.7, "mobile-o-app": 3.5}
 """Peak memory over the fp32 size of a component as benchmarks/real_size.py measures it."""
 
 

@@ -1,16 +1,17 @@
 """Precisions by name; the same name means the same thing on every backend that supports it.
 
-===============  ==================================================================================
-``fp32``         weights and arithmetic in fp32
-``fp16``         weights and arithmetic in fp16
-``w16``          weights stored as fp16, arithmetic in fp32: loses nothing of a checkpoint in fp16
-``w6_lut``       each weight one of the 2**6 values of its tensor's palette; 1, 2, 3, 4, 6, 8 bits
-``w6_lut_g16``   … of the palette that 16 output channels share
-``w8``           symmetric int8, a scale for each output channel; ``w4``: int4
-``w4_b32``       symmetric int4, a scale for each block of 32 weights of an output channel; ``w8_b32``: int8
-``w8_dyn``       … and what they are multiplied by as int8 too, scaled at run time; ``w4_b32_dyn`` likewise
-``w8a8``         … and what they are multiplied by as int8 too, scaled by calibration; ``w8a16``: as int16
-===============  ==================================================================================
+=================  ================================================================================
+``fp32``           weights and arithmetic in fp32
+``fp16``           weights and arithmetic in fp16
+``w16``            weights stored as fp16, arithmetic in fp32: loses nothing of a checkpoint in fp16
+``w6_lut``         each weight one of the 2**6 values of its tensor's palette; 1, 2, 3, 4, 6, 8 bits
+``w6_lut_g16``     … of the palette that 16 output channels share
+``w8``             symmetric int8, a scale for each output channel; ``w4``: int4
+``w4_b32``         symmetric int4, a scale for each block of 32 weights of an output channel; ``w8_b32``: int8
+``w8_dyn``         … and what they are multiplied by as int8 too, scaled at run time; ``w4_b32_dyn`` likewise
+``w8a8``           … and what they are multiplied by as int8 too, scaled by calibration; ``w8a16``: as int16
+``w4_affine_b64``  integers from 0, a scale and an offset for each block of 64, as MLX has them; or of 8 bits
+=================  ================================================================================
 
 Compressed weights are restored to the target's floating point, in which the arithmetic stays, except where
 activations are integers as well: there products of integers are summed, and the sums scaled.
@@ -26,8 +27,11 @@ from typing import Any, ClassVar, Self
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-PATTERN = r"fp32|fp16|w16|w[123468]_lut(_g[1-9][0-9]*)?|w[48](_b[1-9][0-9]*)?(_dyn)?|w8a8|w8a16"
-EXAMPLES = "fp32, fp16, w16, w8, w4_b32, w8_dyn, w8a8, w6_lut or w4_lut_g16"
+PATTERN = (
+    r"fp32|fp16|w16|w[123468]_lut(_g[1-9][0-9]*)?|w[48](_b[1-9][0-9]*)?(_dyn)?|w[48]_affine_b[1-9][0-9]*"
+    r"|w8a8|w8a16"
+)
+EXAMPLES = "fp32, fp16, w16, w8, w4_b32, w4_affine_b64, w8_dyn, w8a8, w6_lut or w4_lut_g16"
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,19 @@ class Integer:
     block: int | None = None
 
 
+@dataclass(frozen=True)
+class Affine:
+    """Weights as integers from 0 with a scale and an offset.
+
+    Attributes:
+        bits: 4 or 8.
+        block: consecutive weights of an output channel that share a scale and an offset.
+    """
+
+    bits: int
+    block: int
+
+
 class Activations(StrEnum):
     """What integer weights are multiplied by, where that is not floating point."""
 
@@ -91,7 +108,7 @@ class Precision:
         activations: as integers, or None in floating point.
     """
 
-    weights: Floats | Palette | Integer
+    weights: Floats | Palette | Integer | Affine
     activations: Activations | None = None
 
     FP32: ClassVar[Precision]
@@ -109,6 +126,8 @@ class Precision:
             return cls(_FLOATS[name])
         if found := re.fullmatch(r"w([123468])_lut(?:_g([1-9][0-9]*))?", name):
             return cls(Palette(int(found[1]), int(found[2]) if found[2] else None))
+        if found := re.fullmatch(r"w([48])_affine_b([1-9][0-9]*)", name):
+            return cls(Affine(int(found[1]), int(found[2])))
         if found := re.fullmatch(r"w([48])(?:_b([1-9][0-9]*))?(?:_(dyn))?|w(8)(a8|a16)", name):
             bits, block, dynamic, wide, static = found.groups()
             activations = Activations(dynamic or static) if dynamic or static else None
@@ -121,6 +140,8 @@ class Precision:
                 return next(name for name, floats in _FLOATS.items() if floats == self.weights)
             case Palette(bits, channels):
                 return f"w{bits}_lut" + (f"_g{channels}" if channels else "")
+            case Affine(bits, block):
+                return f"w{bits}_affine_b{block}"
             case Integer(bits, block):
                 name = f"w{bits}" + (f"_b{block}" if block else "")
                 between = "_" if self.activations is Activations.DYNAMIC else ""

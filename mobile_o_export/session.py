@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mobile_o_export.backends.base import Executor
-from mobile_o_export.components.base import Continuity, FunctionSpec, GraphSpec
+from mobile_o_export.components.base import Continuity, Extent, FunctionSpec, GraphSpec
 from mobile_o_export.errors import GateError, UsageError
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.tensors import Role, TensorSpec
@@ -49,6 +49,16 @@ class Session:
                 return int(inputs[spec.name].shape[spec.shape.index(SEQUENCE)])
         return None
 
+    def can_tell(self, graph: GraphSpec, function: str, inputs: Mapping[str, Array]) -> bool:
+        """Whether ``graph`` can tell the real positions of ``inputs`` from the padding that it will see.
+
+        It cannot where padding has to be recognised by its zeros and the input is nothing else.
+        """
+        length = self.length_of(function, inputs)
+        if length is None or not graph.zeros_are_padding or length >= _least(graph, function):
+            return True
+        return any(np.any(inputs[spec.name]) for spec in self._functions[function].inputs)
+
     def run(self, function: str, inputs: Mapping[str, Array], graph: str | None = None) -> dict[str, Array]:
         """Outputs of ``function`` for unpadded ``inputs``, cut to the unpadded length.
 
@@ -73,19 +83,30 @@ class Session:
         if contract.continuity is Continuity.STARTS:
             self._cache, self._position = {}, 0
             self._executor.reset()
+        sizes = {} if length is None else {SEQUENCE: max(length, _least(chosen, function))}
         feed = {
-            spec.name: self._made(spec, steps) if spec.role in MADE_BY_SESSION else _padded(spec, inputs)
+            spec.name: self._made(spec.bind(sizes), steps)
+            if spec.role in MADE_BY_SESSION
+            else _padded(spec.bind(sizes), inputs[chosen.aliases.get(spec.name, spec.name)])
             for spec in chosen.inputs
         }
-        outputs = self._executor.run(chosen.name, feed)
-        self.graphs_run.add(chosen.name)
-        _require_contract(chosen, outputs)
+        outputs = self._computed(chosen, feed)
         for output, source in chosen.feeds.items():
             if output in outputs:
                 self._cache[source] = outputs.pop(output)
         if contract.continuity is not Continuity.STATELESS:
             self._position += steps
         return {spec.name: _cut(spec, outputs[spec.name], length) for spec in contract.outputs}
+
+    def _computed(self, graph: GraphSpec, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """The outputs of ``graph``, and of what takes them further, by the contract's names."""
+        outputs = self._executor.run(graph.name, feed)
+        self.graphs_run.add(graph.name)
+        _require_contract(graph, outputs)
+        if graph.then:
+            (after,) = (found for found in self._graphs if found.name == graph.then)
+            return self._computed(after, outputs)
+        return {graph.aliases.get(name, name): value for name, value in outputs.items()}
 
     def _choose(self, function: str, length: int | None, graph: str | None) -> GraphSpec:
         fitting = self.graphs_for(function, length)
@@ -176,11 +197,22 @@ def _require_room(graph: GraphSpec, function: str, positions: int) -> None:
         )
 
 
+def _extent(graph: GraphSpec, function: str) -> Extent | None:
+    """The lengths that a dynamic ``graph`` takes in a call of ``function``."""
+    found = (profile.extents.get(SEQUENCE) for profile in graph.profiles if profile.function == function)
+    return next(found, None)
+
+
+def _least(graph: GraphSpec, function: str) -> int:
+    """The shortest sequence that ``graph`` takes in a call of ``function``."""
+    extent = _extent(graph, function)
+    return 1 if extent is None else extent.minimum
+
+
 def _capacity(graph: GraphSpec, function: str) -> int:
     """The longest sequence that ``graph`` takes in a call of ``function``."""
-    for profile in graph.profiles:
-        if profile.function == function and SEQUENCE in profile.extents:
-            return profile.extents[SEQUENCE].maximum
+    if (extent := _extent(graph, function)) is not None:
+        return extent.maximum
     for spec in graph.inputs:
         axes = spec.layout.split()
         if SEQUENCE in axes and isinstance(size := spec.shape[axes.index(SEQUENCE)], int):
@@ -188,9 +220,9 @@ def _capacity(graph: GraphSpec, function: str) -> int:
     return 1
 
 
-def _padded(spec: TensorSpec, inputs: Mapping[str, Array]) -> Array:
+def _padded(spec: TensorSpec, value: Array) -> Array:
     """The caller's input in the graph's dtype, zeros after its end along the sequence axis."""
-    value = inputs[spec.name].astype(np.dtype(str(spec.dtype)), copy=False)
+    value = value.astype(np.dtype(str(spec.dtype)), copy=False)
     room = [
         (0, max(0, dim - size)) if isinstance(dim, int) and axis == SEQUENCE else (0, 0)
         for dim, size, axis in zip(spec.shape, value.shape, spec.layout.split(), strict=True)

@@ -58,12 +58,13 @@ class Sequence(Strict):
 class ComponentPlan(Strict):
     """What a target does with one component: a precision, or ``skip`` with the reason.
 
-    ``rules`` give some weights another precision. A ``gate`` replaces the precisions' own; a looser one needs
-    its reason.
+    ``rules`` give some weights another precision; ``importance`` is as in ``Recipe``. A ``gate`` replaces the
+    precisions' own; a looser one needs its reason.
     """
 
     precision: Precision | None = None
     rules: tuple[Rule, ...] = ()
+    importance: bool = False
     skip: str | None = Field(default=None, min_length=1)
     gate: Gate | None = None
 
@@ -71,8 +72,8 @@ class ComponentPlan(Strict):
     def _one_of_two(self) -> Self:
         if (self.precision is None) == (self.skip is None):
             raise ValueError('give a precision, or skip = "the reason"')
-        if (self.gate is not None or self.rules) and self.precision is None:
-            raise ValueError("a component that is skipped has no gate and no rules")
+        if (self.gate is not None or self.rules or self.importance) and self.precision is None:
+            raise ValueError("a component that is skipped has no gate, no rules and no importance")
         if self.gate is not None and self.precision is not None:
             own = shipped_gates().of(self.precisions)
             looser = self.gate.snr_db < own.snr_db or own.tokens_identical > self.gate.tokens_identical
@@ -93,10 +94,11 @@ class ComponentPlan(Strict):
 
 
 class ComponentRecipe(Strict):
-    """The precision of a component's weights, and of some by rules."""
+    """The precision of a component's weights, and of some by rules; ``importance`` as in ``Recipe``."""
 
     precision: Precision
     rules: tuple[Rule, ...] = ()
+    importance: bool = False
 
 
 class RecipeFile(Strict):
@@ -150,7 +152,7 @@ class Target(Strict):
     def with_recipes(self, recipes: Mapping[str, ComponentRecipe]) -> Target:
         """This target with other precisions, and their own gates, for components that it does not skip."""
         changed = {
-            name: ComponentPlan(precision=recipes[name].precision, rules=recipes[name].rules)
+            name: ComponentPlan(**dict(recipes[name]))
             for name, chosen in self.components.items()
             if name in recipes and chosen.skip is None
         }
@@ -161,7 +163,12 @@ class Target(Strict):
         chosen = self.components[component]
         assert chosen.precision is not None
         floating = chosen.precision if chosen.precision.floating else self.floating
-        return Recipe(floating=floating, default=chosen.precision, rules=chosen.rules)
+        return Recipe(
+            floating=floating,
+            default=chosen.precision,
+            rules=chosen.rules,
+            importance=chosen.importance,
+        )
 
 
 def _require_components(names: Iterable[str]) -> None:

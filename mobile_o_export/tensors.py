@@ -11,6 +11,7 @@ Shape letters, used in every docstring of the package:
     C  latent channels            Y, X  latent height and width
     O  side of the decoded image, pixels
     F  width of the conditioning (the DiT's caption channels)
+    W  width of the vision tower, before its projector
 """
 
 from __future__ import annotations

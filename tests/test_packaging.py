@@ -58,4 +58,14 @@ def test_installed_package_finds_its_targets(wheel: Path, tmp_path: Path) -> Non
         capture_output=True,
         text=True,
     )
-    assert done.stdout.split() == ["coreml-ane", "coreml-gpu", "litert-cpu", "onnx-cpu", "tensorrt-orin"]
+    assert done.stdout.split() == [
+        "coreml-ane",
+        "coreml-gpu",
+        "litert-cpu",
+        "litert-gpu",
+        "litert-npu",
+        "mobile-o-app",
+        "onnx-cpu",
+        "tensorrt-orin",
+        "tensorrt-orin-int8",
+    ]

@@ -11,6 +11,7 @@ from mobile_o_export.precision import Integer, Palette, Precision
 
 NAMES = (
     *("fp32", "fp16", "w16", "w8", "w4", "w4_b32", "w8_b64", "w8_dyn", "w4_b32_dyn", "w8a8", "w8a16"),
+    *("w4_affine_b64", "w8_affine_b32"),
     *(f"w{bits}_lut{group}" for bits in (1, 2, 3, 4, 6, 8) for group in ("", "_g8", "_g16")),
 )
 

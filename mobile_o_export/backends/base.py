@@ -39,7 +39,7 @@ class Probe:
 class LowerRequest:
     """One component to be lowered for one target, its weights at the precisions of ``recipe``.
 
-    ``statistics`` are of its layers' inputs, where the recipe needs them.
+    ``statistics`` are of its layers, where the recipe needs them.
     """
 
     target: str
@@ -131,12 +131,16 @@ class Backend(Protocol):
         """Writes the component into the empty ``folder``."""
         ...
 
+    def folder(self, component: str) -> str:
+        """Where below a target's folder the files of ``component`` go; empty for that folder itself."""
+        ...
+
     def finish(
         self, folder: Path, graphs: Mapping[str, tuple[GraphFile, ...]], options: Mapping[str, Any]
     ) -> None:
         """Adds to a target's ``folder`` what concerns all its components together, if anything.
 
-        ``graphs`` are each component's, their files below ``folder / component``; ``options`` the target's.
+        ``graphs`` are each component's, their files below its own folder; ``options`` the target's.
         """
         ...
 

@@ -192,6 +192,7 @@ def replay(
     """Each case of ``component``, on every graph that its first call fits: the graph's name and the verdicts.
 
     A prompt beyond ``longest``, the target's own limit, is no case of this target: a session refuses it.
+    Nor is one whose padding a graph cannot tell from it; whole chains show what becomes of that.
     """
     specs = {
         function.name: {spec.name: spec for spec in function.outputs}
@@ -206,6 +207,8 @@ def replay(
         if not graphs:
             yield "", judge.row(first.function, case.name, "", Status.FAILED, "no graph takes this length")
         for graph in graphs:
+            if not session.can_tell(graph, first.function, golden.inputs(first)):
+                continue
             progress(f"{case.name} on {graph.name}")
             for row in _replay_case(session, case, graph.name, golden, specs, judge):
                 yield graph.name, row

@@ -74,6 +74,11 @@ class GraphSpec:
 
     ``feeds`` maps an output to the input that the next call takes it back as. ``profiles`` is empty
     for a static graph.
+
+    Where others fixed what a file looks like, ``aliases`` maps its tensors' names to those of the function's
+    contract; ``then`` names the graph that takes this one's outputs further, for a function in two files;
+    and ``zeros_are_padding`` says that no mask goes in: positions that are zero throughout count as padding,
+    unless every one is, when all count as real.
     """
 
     name: str
@@ -83,6 +88,9 @@ class GraphSpec:
     states: tuple[TensorSpec, ...] = ()
     feeds: Mapping[str, str] = field(default_factory=dict)
     profiles: tuple[Profile, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    then: str = ""
+    zeros_are_padding: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,7 @@ class GraphOptions:
         cache: how the cache travels.
         token_dtype: element type of token ids and positions.
         compute_dtype: element type that the module is cast to before it is traced.
+        elementary: apply the exact rewrites that keep to floats in tensors of four axes, without gathers.
         half_safe: apply the exact rewrites that keep fp16 in range where nothing can stay in fp32.
         head_chunk: the widest piece of the vocabulary head, or None for one piece.
     """
@@ -106,6 +115,7 @@ class GraphOptions:
     cache: CacheStyle
     token_dtype: DType
     compute_dtype: DType = DType.FLOAT32
+    elementary: bool = False
     half_safe: bool = False
     head_chunk: int | None = None
 

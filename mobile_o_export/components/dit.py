@@ -80,4 +80,12 @@ def load(checkpoint: Checkpoint) -> nn.Module:
     return Denoise(transformer).eval()
 
 
-COMPONENT = StatelessComponent("dit", denoise, load, mask_name="conditioning_mask")
+def elementary(module: nn.Module) -> nn.Module:
+    """The transformer, its patches put together without axes of their own."""
+    from mobile_o_export.model.elementary import ElementaryDenoise
+
+    assert isinstance(module, Denoise)
+    return ElementaryDenoise(module.transformer).eval()
+
+
+COMPONENT = StatelessComponent("dit", denoise, load, mask_name="conditioning_mask", elementary=elementary)

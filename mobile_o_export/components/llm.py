@@ -22,6 +22,7 @@ from mobile_o_export.components.base import (
 from mobile_o_export.components.mcp import hidden_states_spec
 from mobile_o_export.components.sizes import sizes
 from mobile_o_export.components.stateless import sequence_extent, sequence_graphs
+from mobile_o_export.model.elementary import BlendedCache, distances, later_mask, one_hot
 from mobile_o_export.model.llm import (
     MASKED_SCORE,
     FixedCache,
@@ -307,6 +308,7 @@ class FixedGraph(nn.Module):
         self.model = model
         self.capacity = options.context
         self.stateful = bool(spec.states)
+        self.elementary = options.elementary
         # Tables, not sin and cos in the graph: fp16 cannot hold the angle of a late position.
         cos, sin = model.rotary(torch.arange(options.context))
         self.register_buffer("cos", cos[0], persistent=False)
@@ -331,7 +333,11 @@ class PrefillGraph(FixedGraph):
         rotary = (self.cos[None, : self.length], self.sin[None, : self.length])
         cache = FreshCache()
         last, hidden = self.model.layers(inputs_embeds, rotary, self.mask, cache)
-        logits = self.model.head(last.index_select(1, length - 1))
+        if self.elementary:
+            here = one_hot(distances(length - 1, self.length))
+            logits = self.model.head(here[:, None] @ last)
+        else:
+            logits = self.model.head(last.index_select(1, length - 1))
         keys = torch.cat([key for key, _ in cache.present])
         values = torch.cat([value for _, value in cache.present])
         if self.stateful:
@@ -355,9 +361,17 @@ class DecodeGraph(FixedGraph):
         """[1, 1, D], [1], the caches if no state → logits, hidden_states [1, K, 1, D], the caches."""
         keys = self.k_cache if k_cache is None else k_cache
         values = self.v_cache if v_cache is None else v_cache
-        rotary = (self.cos.index_select(0, position)[None], self.sin.index_select(0, position)[None])
-        cache = FixedCache(list(zip(torch.split(keys, 1), torch.split(values, 1), strict=True)), position)
-        last, hidden = self.model.layers(inputs_embeds, rotary, causal_mask(position, self.capacity), cache)
+        past = list(zip(torch.split(keys, 1), torch.split(values, 1), strict=True))
+        cache: FixedCache | BlendedCache
+        if self.elementary:
+            distance = distances(position, self.capacity)
+            here, mask = one_hot(distance), later_mask(distance)
+            rotary = (functional.linear(here, self.cos.T)[None], functional.linear(here, self.sin.T)[None])
+            cache = BlendedCache(past, here)
+        else:
+            rotary = (self.cos.index_select(0, position)[None], self.sin.index_select(0, position)[None])
+            cache, mask = FixedCache(past, position), causal_mask(position, self.capacity)
+        last, hidden = self.model.layers(inputs_embeds, rotary, mask, cache)
         logits = self.model.head(last)
         new_keys = torch.cat([key for key, _ in cache.present])
         new_values = torch.cat([value for _, value in cache.present])

@@ -53,4 +53,10 @@ def load(checkpoint: Checkpoint) -> nn.Module:
     return building.build(lambda: MobileConditioningProjector(**layout), weights)
 
 
-COMPONENT = StatelessComponent("mcp", project, load, mask_name="mask")
+def fuse(module: nn.Module) -> None:
+    """Works out how layers are mixed, once."""
+    assert isinstance(module, MobileConditioningProjector)
+    module.fuse_for_inference()
+
+
+COMPONENT = StatelessComponent("mcp", project, load, mask_name="mask", rewrite=fuse)

@@ -71,6 +71,7 @@ class StatelessComponent:
             more, optional argument.
         mask_name: what that mask is called in a graph.
         rewrite: exact rewrites that every lowered form of the module gets, in place.
+        elementary: … that ``GraphOptions.elementary`` asks for; parameters keep their names.
     """
 
     name: str
@@ -78,6 +79,7 @@ class StatelessComponent:
     loader: Callable[[Checkpoint], nn.Module]
     mask_name: str | None = None
     rewrite: Callable[[nn.Module], None] = lambda _module: None
+    elementary: Callable[[nn.Module], nn.Module] = lambda module: module
 
     def functions(self, checkpoint: Checkpoint) -> tuple[FunctionSpec, ...]:
         """The one function."""
@@ -95,9 +97,9 @@ class StatelessComponent:
         return self.loader(checkpoint)
 
     def prepare(self, module: nn.Module, options: GraphOptions) -> nn.Module:
-        """The module with the numerics of ``options``, changed in place."""
+        """The module with the numerics of ``options``, or one that took it over; both are changed."""
         self.rewrite(module)
-        return building.prepare(module, options)
+        return building.prepare(self.elementary(module) if options.elementary else module, options)
 
     def graph(self, module: nn.Module, spec: GraphSpec, options: GraphOptions) -> nn.Module:
         """The module, whose arguments are the graph's inputs, the mask last."""

@@ -46,4 +46,14 @@ def load(checkpoint: Checkpoint) -> nn.Module:
     return building.build(decoder, checkpoint.state_dict(DECODER_PREFIX, torch.float32))
 
 
-COMPONENT = StatelessComponent("vae_decoder", decode, load)
+def elementary(module: nn.Module) -> nn.Module:
+    """The decoder without axes of copies."""
+    from diffusers.models.autoencoders.autoencoder_dc import Decoder
+
+    from mobile_o_export.model.elementary import ElementaryDecoder
+
+    assert isinstance(module, Decoder)
+    return ElementaryDecoder(module).eval()
+
+
+COMPONENT = StatelessComponent("vae_decoder", decode, load, elementary=elementary)

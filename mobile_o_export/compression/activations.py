@@ -1,8 +1,4 @@
-"""Activations as integers: what a layer's inputs are like, and the scale that suits them.
-
-A layer whose weight has static integer activations gets its inputs rounded to integers in PyTorch, before
-lowering, by a hook of PT2E's operators; every backend lowers these to its own.
-"""
+"""Activations as integers: what goes into a layer and comes out of it, and the scales that suit them."""
 
 from __future__ import annotations
 
@@ -24,43 +20,41 @@ LOWEST, HIGHEST, PER_OCTAVE = -30, 20, 32
 SAMPLE = 1_000_000
 """No more magnitudes of one call are counted, evenly over the tensor; its largest always is."""
 
+LEAST_POWER = 1e-3
+"""Of an input channel, over the mean, that the importance of weights counts with."""
+
 CLIPPED = 2.0 ** -np.linspace(0, 6, 97)
 """Parts of the largest magnitude that integers are tried to span."""
 
 
 @dataclass
-class Inputs:
-    """What one layer's inputs were, over all calls.
+class Magnitudes:
+    """How large the numbers of a tensor were, over all calls.
 
     Attributes:
         counts: int64, how many magnitudes fell into each bin.
-        largest: magnitude.
-        squares: float64 [C], the sum of squares of each input channel; ``positions`` of each were summed.
+        largest: of them.
     """
 
     counts: Array = field(
         default_factory=lambda: np.zeros((HIGHEST - LOWEST) * PER_OCTAVE, np.int64), repr=False
     )
     largest: float = 0.0
-    squares: Array | float = field(default=0.0, repr=False)
-    positions: int = 0
 
-    def add(self, x: torch.Tensor, channel: int) -> None:
-        """Counts the elements of ``x``, whose input channels are the axis ``channel``."""
+    def add(self, x: torch.Tensor) -> None:
+        """Counts the elements of ``x``."""
         magnitudes = x.detach().float().abs()
         self.largest = max(self.largest, float(magnitudes.max()))
-        others = [axis for axis in range(x.dim()) if axis != channel % x.dim()]
-        self.squares = self.squares + magnitudes.square().sum(others, dtype=torch.float64).numpy()
-        self.positions += x.numel() // x.shape[channel]
         flat = magnitudes.flatten()
         flat = flat[:: -(-len(flat) // SAMPLE)]
         bins = ((flat[flat > 0].log2() - LOWEST) * PER_OCTAVE).long()
         self.counts += torch.bincount(bins.clamp(0, len(self.counts) - 1), minlength=len(self.counts)).numpy()
 
     def scale(self, bits: int) -> float:
-        """The step of symmetric integers with the least squared error: an fp16 number.
+        """The step of symmetric integers with the least squared error; an fp16 number up to 8 bits.
 
-        What is clipped loses its excess; what is not, a uniform error of a step's width.
+        What is clipped loses its excess; what is not, a uniform error of a step's width. Graphs in fp16 have
+        their scales in fp16, where those of wider integers would be none of its normal numbers.
         """
         most = 2 ** (bits - 1) - 1
         centres = 2.0 ** ((np.arange(len(self.counts)) + 0.5) / PER_OCTAVE + LOWEST)
@@ -69,35 +63,67 @@ class Inputs:
         excess = np.square(np.maximum(centres - clips, 0))
         errors = (self.counts * np.where(centres > clips, excess, rounding)).sum(axis=1)
         wanted = self.largest * CLIPPED[int(np.argmin(errors))] / most
-        return float(max(np.float16(wanted), np.finfo(np.float16).tiny)) if wanted > 0 else 1.0
+        kind = np.float16 if bits <= 8 else np.float32
+        return float(max(kind(wanted), np.finfo(kind).tiny)) if wanted > 0 else 1.0
+
+
+@dataclass
+class Observed:
+    """What one layer took and gave, over all calls.
+
+    Attributes:
+        inputs: of the layer.
+        outputs: of the layer, before whatever follows it.
+        squares: float64 [C], the sum of squares of each input channel; ``positions`` of each were summed.
+    """
+
+    inputs: Magnitudes = field(default_factory=Magnitudes)
+    outputs: Magnitudes = field(default_factory=Magnitudes)
+    squares: Array | float = field(default=0.0, repr=False)
+    positions: int = 0
+
+    def add(self, given: torch.Tensor, result: torch.Tensor, channel: int) -> None:
+        """Counts a call; the input channels are the axis ``channel`` of what was ``given``."""
+        self.inputs.add(given)
+        self.outputs.add(result)
+        others = [axis for axis in range(given.dim()) if axis != channel % given.dim()]
+        power = given.detach().float().square().sum(others, dtype=torch.float64)
+        self.squares = self.squares + power.numpy()
+        self.positions += given.numel() // given.shape[channel]
 
     def importance(self, shape: tuple[int, ...]) -> Array:
         """How much an error of each weight of ``shape`` [O, I, …] matters: its input's power."""
         power = np.asarray(self.squares) / max(self.positions, 1)
+        # What was silent in these calls need not be so in others.
+        power = np.maximum(power, LEAST_POWER * power.mean())
         groups = len(power) // shape[1]
         rows = np.repeat(power.reshape(groups, shape[1]), shape[0] // groups, axis=0)
         return np.broadcast_to(rows.reshape(*rows.shape, *[1] * (len(shape) - 2)), shape)
 
 
-Statistics = Mapping[str, Inputs]
-"""By the name of the weight that the inputs meet."""
+Statistics = Mapping[str, Observed]
+"""By the name of the layer's weight."""
 
 
 @contextmanager
-def observed(module: nn.Module) -> Iterator[dict[str, Inputs]]:
-    """Counts the inputs of every linear layer and convolution of ``module`` while it is called."""
-    found: dict[str, Inputs] = {}
+def observed(module: nn.Module) -> Iterator[dict[str, Observed]]:
+    """Counts what every linear layer and convolution of ``module`` takes and gives while it is called."""
+    found: dict[str, Observed] = {}
     hooks = []
     for name, layer in layers(module).items():
-        found[name] = own = Inputs()
+        found[name] = own = Observed()
         channel = -1 if isinstance(layer, nn.Linear) else 1
 
         def count(
-            _layer: nn.Module, given: tuple[torch.Tensor, ...], own: Inputs = own, channel: int = channel
+            _layer: nn.Module,
+            given: tuple[torch.Tensor, ...],
+            result: torch.Tensor,
+            own: Observed = own,
+            channel: int = channel,
         ) -> None:
-            own.add(given[0], channel)
+            own.add(given[0], result, channel)
 
-        hooks.append(layer.register_forward_pre_hook(count))
+        hooks.append(layer.register_forward_hook(count))
     try:
         yield found
     finally:
@@ -115,7 +141,10 @@ def layers(module: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
 
 
 def quantize_inputs(layer: nn.Module, scale: float, bits: int) -> None:
-    """Has ``layer`` compute with inputs that are integers of ``bits`` times ``scale``."""
+    """Has ``layer`` compute with inputs that are integers of ``bits`` times ``scale``.
+
+    By PT2E's operators, which converters lower to their own.
+    """
     # Registers the operators that torch's exporters know quantisation by.
     from torch.ao.quantization.fx import _decomposed  # noqa: F401
 

@@ -20,7 +20,8 @@ LLOYD_MAX_DB = {1: 4.40, 2: 9.30, 3: 14.62, 4: 20.22, 6: 31.89, 8: 43.85}
 """What a palette reaches on normal weights, by its bits: Max (1960), table I; 6 and 8 by iteration."""
 
 WEIGHTS = "weights.json"
-"""Beside a component's files: its compressed weights, as they were read back."""
+"""Beside a component's files: its compressed weights, as they were read back. Where several components share
+a folder, each one's name comes first."""
 
 PALETTE_MARGIN_DB = 4.0
 INTEGER_MARGIN_DB = 8.0

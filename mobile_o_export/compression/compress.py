@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from mobile_o_export.compression import affine
 from mobile_o_export.compression.activations import Statistics, layers, quantize_inputs
 from mobile_o_export.compression.form import Form
 from mobile_o_export.compression.integers import Integers, quantize
 from mobile_o_export.compression.palettes import Palettes, palettize
-from mobile_o_export.precision import Palette
+from mobile_o_export.precision import Affine, Palette
 from mobile_o_export.progress import Say, silent
 
 if TYPE_CHECKING:
@@ -38,18 +39,21 @@ class Compressed:
     Attributes:
         name: of the parameter.
         form: how it is stored.
-        data: palettes or integers of the G groups, a group the weights of a row-major run.
+        data: palettes, integers or integers with offsets of the G groups, a group the weights of a row-major
+            run.
         source: the weight before, float32.
         dtype: what a runtime computes it in: float16 or float32.
         input_scale: the step of the integers that it is multiplied by, where these are calibrated.
+        output_scale: … of those that its layer's results may be rounded to.
     """
 
     name: str
     form: Form
-    data: Palettes | Integers
+    data: Palettes | Integers | affine.Affines
     source: Array
     dtype: type[np.floating] = np.float16
     input_scale: float | None = None
+    output_scale: float | None = None
 
     def restored(self) -> Array:
         """The weight that a runtime computes from it, of that dtype."""
@@ -64,7 +68,8 @@ def weights_of(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def forms(module: nn.Module, recipe: Recipe, where: str) -> dict[str, Form]:
-    """How each weight of ``module`` that ``recipe`` compresses is stored; none that would not get smaller.
+    """How each weight of ``module`` that ``recipe`` compresses is stored; none that would not get smaller,
+    and none that the precision has no form for.
 
     Raises:
         ConfigError: a rule matches no weight.
@@ -72,55 +77,69 @@ def forms(module: nn.Module, recipe: Recipe, where: str) -> dict[str, Form]:
     # A rule may name what stays floating point in a small model, and is compressed in a large one.
     recipe.require_used([name for name, _ in module.named_parameters()], where)
     chosen = {name: (recipe.of(name), tuple(parameter.shape)) for name, parameter in weights_of(module)}
-    stored = {name: Form.of(*pair) for name, pair in chosen.items() if not pair[0].floating}
+    stored = {name: Form.of(*pair) for name, pair in chosen.items() if Form.exists(*pair)}
     return {name: form for name, form in stored.items() if form.saves}
 
 
 def compress_module(
-    module: nn.Module, recipe: Recipe, where: str, say: Say = silent, statistics: Statistics | None = None
+    module: nn.Module,
+    recipe: Recipe,
+    where: str,
+    say: Say = silent,
+    statistics: Statistics | None = None,
+    dtype: type[np.floating] | None = None,
 ) -> dict[str, Compressed]:
     """Replaces the weights of ``module`` by what their compressed forms restore; these by name.
 
-    The parameters' own tensors, which may be views of the checkpoint's file, are left as they are. Inputs of
-    linear layers and convolutions become integers where ``recipe`` says so; of other weights, such as tables
-    of embeddings, there is nothing to be calibrated.
+    The parameters' own tensors, which may be views of the checkpoint's file, are left as they are. Weights of
+    linear layers and convolutions get the scales of their activations where ``recipe`` says so; of others,
+    such as tables of embeddings, there is nothing to be calibrated.
 
     Args:
         module: prepared for lowering; changed in place.
         recipe: what to do.
         where: for messages.
         say: told what happens.
-        statistics: of the layers' inputs; needed for calibrated activations alone.
+        statistics: of the layers; needed where the recipe is ``calibrated``.
+        dtype: what a runtime restores weights in, where that is not what the recipe computes in.
 
     Raises:
         ConfigError: a rule matches no weight.
         ExportError: a weight is not finite.
     """
-    parameters = dict(module.named_parameters())
-    dtype = np.float32 if recipe.floating.arithmetic_bits == 32 else np.float16
+    parameters, known = dict(module.named_parameters()), statistics or {}
+    if dtype is None:
+        dtype = np.float32 if recipe.floating.arithmetic_bits == 32 else np.float16
     done: dict[str, Compressed] = {}
     stored = forms(module, recipe, where)
     for index, (name, form) in enumerate(stored.items()):
         say(f"compressing weight {index + 1} of {len(stored)}")
         parameter = parameters[name]
-        done[name] = compress(name, parameter.detach().float().numpy(), form, dtype=dtype)
-        parameter.data = torch.from_numpy(done[name].restored()).to(parameter.dtype)
-    return {**done, **dict(_with_integer_inputs(module, done, statistics or {}))}
-
-
-def _with_integer_inputs(
-    module: nn.Module, done: Mapping[str, Compressed], statistics: Statistics
-) -> Iterator[tuple[str, Compressed]]:
-    """Rounds the inputs of layers with static integer activations, and says in what steps."""
-    found = layers(module)
-    for name, weight in done.items():
-        bits = weight.form.precision.calibrated_bits
+        layer = known.get(name)
         # A layer that no recorded call reached has nothing to be calibrated on.
-        if bits is None or name not in found or not statistics[name].positions:
-            continue
-        scale = statistics[name].scale(bits)
-        quantize_inputs(found[name], scale, bits)
-        yield name, replace(weight, input_scale=scale)
+        if layer is not None and not layer.positions:
+            layer = None
+        weight = parameter.detach().float().numpy()
+        importance = layer.importance(form.shape) if layer and recipe.importance else None
+        found = compress(name, weight, form, importance, dtype)
+        bits = form.precision.calibrated_bits
+        if layer and bits:
+            found = replace(
+                found, input_scale=layer.inputs.scale(bits), output_scale=layer.outputs.scale(bits)
+            )
+        parameter.data = torch.from_numpy(found.restored()).to(parameter.dtype)
+        done[name] = found
+    return done
+
+
+def round_inputs(module: nn.Module, weights: Mapping[str, Compressed]) -> None:
+    """Has the layers whose activations are calibrated compute with inputs that are integers."""
+    for name, layer in layers(module).items():
+        weight = weights.get(name)
+        if weight is not None and weight.input_scale is not None:
+            bits = weight.form.precision.calibrated_bits
+            assert bits is not None
+            quantize_inputs(layer, weight.input_scale, bits)
 
 
 def compress(
@@ -147,4 +166,6 @@ def compress(
     if isinstance(form.precision.weights, Palette):
         weighing = None if importance is None else importance.reshape(rows.shape)
         return Compressed(name, form, palettize(rows, bits, weighing), weight, dtype)
+    if isinstance(form.precision.weights, Affine):
+        return Compressed(name, form, affine.quantize(rows, bits), weight, dtype)
     return Compressed(name, form, quantize(rows, bits, clip=bits < 8), weight, dtype)

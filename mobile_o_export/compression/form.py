@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import prod
 
-from mobile_o_export.precision import Integer, Palette, Precision
+from mobile_o_export.precision import Affine, Integer, Palette, Precision
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,22 @@ class Form:
     shape: tuple[int, ...]
     groups: tuple[int, ...]
 
+    @staticmethod
+    def exists(precision: Precision, shape: tuple[int, ...]) -> bool:
+        """Whether a weight of ``shape`` can be stored at ``precision``; a block with an offset has to fit."""
+        if not isinstance(precision.weights, Affine):
+            return not precision.floating
+        return len(shape) == 2 and shape[1] % precision.weights.block == 0
+
     @classmethod
     def of(cls, precision: Precision, shape: tuple[int, ...]) -> Form:
         """The form of a weight of ``shape`` [out, …].
 
         Where output channels or blocks do not divide evenly, palettes are of the whole tensor and scales of
         whole output channels.
+
+        Raises:
+            ValueError: there is none; ``exists`` says so beforehand.
         """
         match precision.weights:
             case Palette(bits, channels):
@@ -38,14 +48,20 @@ class Form:
                 if block is not None and (len(shape) != 2 or shape[1] % block):
                     precision, block = replace(precision, weights=Integer(bits)), None
                 groups = [shape[0], 1 if block is None else shape[1] // block]
+            case Affine(_, block):
+                if not Form.exists(precision, shape):
+                    raise ValueError(f"blocks of {block} do not divide the rows of a weight of {shape}")
+                groups = [shape[0], shape[1] // block]
             case _:
                 raise ValueError(f"{precision} compresses nothing")
         return cls(precision, shape, (*groups, *[1] * (len(shape) - len(groups))))
 
     @property
     def size_bytes(self) -> int:
-        """What indices or integers take, with palettes or scales in fp16."""
-        entries = 2**self.precision.weight_bits if isinstance(self.precision.weights, Palette) else 1
+        """What indices or integers take, with palettes, or scales and offsets, in fp16."""
+        entries: int = {Palette: 2**self.precision.weight_bits, Affine: 2}.get(
+            type(self.precision.weights), 1
+        )
         return (self.precision.weight_bits * prod(self.shape) + 7) // 8 + 2 * entries * prod(self.groups)
 
     @property

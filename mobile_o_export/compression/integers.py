@@ -12,6 +12,9 @@ from mobile_o_export.compression.half import within_half
 if TYPE_CHECKING:
     from mobile_o_export.parity.metrics import Array
 
+LEAST_SCALE = np.float16(2.0**-20)
+"""Sixteen of fp16's smallest steps: rounding a scale up to the next costs a sixteenth at the most."""
+
 CANDIDATES = np.linspace(1.0, 0.7, 31)
 """Parts of a group's largest magnitude that its integers are tried to span; the rest is clipped."""
 
@@ -64,13 +67,13 @@ def quantize(groups: Array, bits: int, *, clip: bool = False) -> Integers:
 
 
 def _scales(wanted: Array) -> Array:
-    """float32 [G] of normal fp16 numbers, no smaller than ``wanted``, lest the largest weight is clipped.
+    """float32 [G] of fp16 numbers, no smaller than ``wanted``, lest the largest weight is clipped.
 
     A group of zeros has scale 1: runtimes refuse zero, and would divide by what fp16 rounds to it.
     """
     half = wanted.astype(np.float16)
     half = np.where(half < wanted, np.nextafter(half, np.float16(np.inf)), half)
-    half = np.maximum(half, np.finfo(np.float16).tiny)
+    half = np.maximum(half, LEAST_SCALE)
     return np.where(wanted > 0, half, 1).astype(np.float32)
 
 

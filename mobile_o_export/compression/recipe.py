@@ -35,11 +35,13 @@ class Recipe(Strict):
         floating: what is computed in, and how weights are stored that are not compressed.
         default: of weights that no rule matches.
         rules: in order.
+        importance: fit palettes to errors weighed by the power of what each weight is multiplied by.
     """
 
     floating: Precision
     default: Precision
     rules: tuple[Rule, ...] = ()
+    importance: bool = False
 
     @property
     def compresses(self) -> bool:
@@ -49,7 +51,7 @@ class Recipe(Strict):
     @property
     def calibrated(self) -> bool:
         """Whether it needs to know what activations are like."""
-        return any(precision.calibrated_bits for precision in self.precisions)
+        return self.importance or any(precision.calibrated_bits for precision in self.precisions)
 
     @property
     def precisions(self) -> tuple[Precision, ...]:

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mobile_o_export.compression.affine import Affines
 from mobile_o_export.compression.palettes import Palettes
 from mobile_o_export.errors import ExportError
 from mobile_o_export.parity.metrics import PIECE
 
 if TYPE_CHECKING:
     from mobile_o_export.compression.compress import Compressed
+    from mobile_o_export.compression.integers import Integers
     from mobile_o_export.parity.metrics import Array
 
 
@@ -37,13 +39,13 @@ class Placed:
 
     def numbers(self) -> Array:
         """Indices into palettes, uint8, or integers, int8, of the constant's shape."""
-        data = self.weight.data
+        data = self._symmetric
         stored = data.indices if isinstance(data, Palettes) else data.values
         return self._arranged(stored.reshape(self.weight.form.shape))
 
     def tables(self) -> Array:
         """The groups' palettes, float16 [groups along each axis…, K], or scales, without the last axis."""
-        data = self.weight.data
+        data = self._symmetric
         groups = self._arranged(np.arange(len(data.values)).reshape(self.weight.form.groups))
         return (data.values if isinstance(data, Palettes) else data.scales)[groups]
 
@@ -51,6 +53,12 @@ class Placed:
         """``values`` of the constant's shape in the weight's own axes."""
         turned = values.reshape([size for size in values.shape if size > 1])
         return turned.transpose(np.argsort(self.axes)).reshape(self.weight.form.shape)
+
+    @property
+    def _symmetric(self) -> Palettes | Integers:
+        """What it is stored as; no graph holds offsets."""
+        assert not isinstance(self.weight.data, Affines)
+        return self.weight.data
 
     def _arranged(self, values: Array) -> Array:
         """``values`` with an axis for each of the weight's, in the constant's axes."""

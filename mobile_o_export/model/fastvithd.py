@@ -225,8 +225,11 @@ class SelfAttention(nn.Module):
         """``x`` [B, channels, Y, X] → the same shape."""
         batch, channels, height, width = x.shape
         tokens = x.flatten(2).transpose(1, 2)
-        qkv = self.qkv(tokens).view(batch, height * width, 3, self.heads, ATTENTION_HEAD_WIDTH)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        # No more than four axes, which is all that GPU delegates take.
+        query, key, value = (
+            part.view(batch, height * width, self.heads, ATTENTION_HEAD_WIDTH).transpose(1, 2)
+            for part in self.qkv(tokens).chunk(3, dim=-1)
+        )
         mixed = functional.scaled_dot_product_attention(query, key, value)
         mixed = mixed.transpose(1, 2).reshape(batch, height * width, channels)
         out: torch.Tensor = self.proj(mixed)

@@ -68,6 +68,8 @@ class RefinementBlock(nn.Module):
 class MobileConditioningProjector(nn.Module):
     """Hidden states of K layers, fused by learned weights and refined over the sequence."""
 
+    shares: torch.Tensor | None
+
     def __init__(
         self,
         hidden_size: int,
@@ -80,6 +82,7 @@ class MobileConditioningProjector(nn.Module):
         super().__init__()
         self.layer_weights = nn.Parameter(torch.zeros(conditioning_layers))
         self.temperature = nn.Parameter(torch.ones(()))
+        self.register_buffer("shares", None, persistent=False)
         self.input_compress = nn.Sequential(
             nn.Linear(hidden_size, width), nn.LayerNorm(width), nn.Hardswish()
         )
@@ -111,11 +114,19 @@ class MobileConditioningProjector(nn.Module):
         Returns:
             [B, S, F]; at padded positions the values mean nothing.
         """
-        weights = functional.softmax(self.layer_weights / self.temperature, dim=0)
-        fused = (hidden_states * weights.view(1, -1, 1, 1)).sum(dim=1)
+        shares = self._shares() if self.shares is None else self.shares
+        fused = (hidden_states * shares.view(1, -1, 1, 1)).sum(dim=1)
         column = None if mask is None else mask.unsqueeze(-1)
         x = self.input_compress(fused)
         for block in self.sequence_refiners:
             x = block(x, column)
         out: torch.Tensor = self.output_proj(x)
         return out
+
+    def fuse_for_inference(self) -> None:
+        """Keeps the layers' shares as numbers, so that no graph computes them again."""
+        self.shares = self._shares().detach()
+
+    def _shares(self) -> torch.Tensor:
+        """Of each layer in what is fused, [K]."""
+        return functional.softmax(self.layer_weights / self.temperature, dim=0)

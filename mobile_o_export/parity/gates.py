@@ -68,6 +68,7 @@ class Gates(Strict):
     w6: PrecisionGates
     w4: PrecisionGates
     a8: PrecisionGates
+    a16: PrecisionGates
 
     def of(self, precisions: Iterable[Precision]) -> Gate:
         """What one function's outputs must reach: as much as the coarsest of its ``precisions`` can."""
@@ -92,6 +93,8 @@ def _class(precision: Precision) -> str:
     bits = precision.weight_bits
     if bits == 8 and precision.activations in (Activations.INT8, Activations.DYNAMIC):
         return "a8"
+    if precision.activations is Activations.INT16:
+        return "a16"
     return "w8" if bits == 8 else "w6" if bits == 6 else "w4"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import PurePosixPath
 
 from mobile_o_export.backends.base import GraphFile
 from mobile_o_export.bundle.manifest import ComponentEntry
@@ -32,6 +33,7 @@ LETTERS = {
     "X": "latent width",
     "O": "side of the decoded image, pixels",
     "F": "width of the conditioning",
+    "W": "width of the vision tower, before its projector",
 }
 """The legend of ``tensors``."""
 
@@ -150,14 +152,15 @@ def _component(name: str, entry: ComponentEntry) -> Html:
     lines = []
     for index, graph in enumerate(entry.graphs):
         head = [tag("th", name, scope="rowgroup", rowspan=len(entry.graphs))] if index == 0 else []
-        lines.append(tag("tr", *head, *_graph(name, graph)))
+        lines.append(tag("tr", *head, *_graph(entry.folder.partition("/")[2], graph)))
     return tag("tbody", *lines)
 
 
-def _graph(component: str, graph: GraphFile) -> list[Html]:
+def _graph(folder: str, graph: GraphFile) -> list[Html]:
+    """Its line; ``folder`` is its component's below the target's."""
     spec = graph.spec
     entry = [", in it ", tag("code", graph.entry)] if graph.entry not in ("", spec.name) else []
-    file = small(tag("code", f"{component}/{graph.file}"), *entry)
+    file = small(tag("code", PurePosixPath(folder, graph.file).as_posix()), *entry)
     return [
         cell(tag("code", spec.name), file),
         cell(", ".join(spec.functions), *_profiles(spec)),

@@ -181,6 +181,8 @@ def measure_options(
         digest = sha256(weight.detach().contiguous().numpy().tobytes()).hexdigest()
         options = [Option(floating, weight.numel() * floating.weight_bits // 8, {})]
         for candidate in candidates:
+            if not Form.exists(candidate, shape):
+                continue
             form = Form.of(candidate, shape)
             if not form.saves:
                 continue

@@ -22,10 +22,12 @@ from mobile_o_export.checkpoint import Checkpoint
 from mobile_o_export.components.registry import component
 from mobile_o_export.compression import check
 from mobile_o_export.compression.check import check_weights
-from mobile_o_export.compression.compress import Compressed
+from mobile_o_export.compression.compress import Compressed, compress
+from mobile_o_export.compression.form import Form
 from mobile_o_export.compression.palettes import Palettes
 from mobile_o_export.compression.recipe import Recipe
-from mobile_o_export.errors import GateError
+from mobile_o_export.compression.recognise import Recogniser
+from mobile_o_export.errors import GateError, LoweringError
 from mobile_o_export.export import export_bundle
 from mobile_o_export.golden import Golden
 from mobile_o_export.parity.judge import Status, verdict
@@ -102,7 +104,7 @@ def test_calibrated_activations_are_rounded_where_their_weights_are(
     request = replace(request_for("mcp", recipe("w8a8")), statistics=statistics)
     artifact = lower_request(request, tmp_path)
     scales = {row.name: row.input_scale for row in artifact.weights if row.input_scale is not None}
-    assert scales == {name: statistics[name].scale(8) for name in scales}
+    assert scales == {name: statistics[name].inputs.scale(8) for name in scales}
     assert len(scales) > 3
     program = load_mlpackage(tmp_path / "mcp.mlpackage")
     # Where several layers take the same input, one rounding may do for all of them.
@@ -174,6 +176,23 @@ def test_a_backend_that_encodes_something_else_cannot_export(
     monkeypatch.setattr(check, "INTEGER_MARGIN_DB", -30.0)
     with pytest.raises(GateError, match="w8 should reach"):
         lower("mcp", tmp_path, recipe("w8"))
+
+
+def test_scales_that_an_accelerator_may_take_for_zero_are_refused() -> None:
+    import coremltools as ct
+    from coremltools.converters.mil.mil import Builder, types
+
+    small = np.random.default_rng(0).normal(0, 3e-4, (32, 64)).astype(np.float32)
+    weight = compress("layer.weight", small, Form.of(Precision.parse("w8"), small.shape))
+
+    @Builder.program(
+        input_specs=[Builder.TensorSpec((1, 64), dtype=types.fp16)], opset_version=ct.target.iOS18
+    )
+    def program(x: Any) -> Any:
+        return Builder.linear(x=x, weight=weight.restored(), name="layer")
+
+    with pytest.raises(LoweringError, match=r"layer\.weight: its weights are so small.*a palette"):
+        Encoder(Recogniser({"layer.weight": weight})).encode(program)
 
 
 def _lowered(lower: Lower, folder: Path, wanted: Recipe) -> tuple[Encoder, Path]:

@@ -120,7 +120,8 @@ def test_no_adapter(cli: Cli, reference_folder: Path, tmp_path: Path) -> None:
         ),
         (
             "",
-            "target '' is unknown. Use one of coreml-ane, coreml-gpu, litert-cpu, onnx-cpu, tensorrt-orin",
+            "target '' is unknown. Use one of coreml-ane, coreml-gpu, litert-cpu, litert-gpu, litert-npu, "
+            "mobile-o-app, onnx-cpu, tensorrt-orin, tensorrt-orin-int8",
         ),
         ("nope.toml", "nope.toml: cannot be read: No such file or directory."),
     ],

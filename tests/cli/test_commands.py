@@ -117,7 +117,7 @@ def test_interrupts_while_lowering(
     arguments = ("--component", "mcp", "--target", target, "--golden", golden)
     out = tmp_path / "new" / "bundle"
     process = start("export", reference_folder, *arguments, "--out", out)
-    while not list(tmp_path.glob(f"new/bundle.*.partial/{target}/mcp")):
+    while not list(tmp_path.glob(f"new/bundle.*.partial/{target}/.mcp")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     time.sleep(delay)  # into the vendor's code, wherever that may be

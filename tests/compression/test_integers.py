@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mobile_o_export.compression.integers import quantize
+from mobile_o_export.compression.integers import LEAST_SCALE, quantize
 from mobile_o_export.errors import ExportError
 from mobile_o_export.parity.metrics import measure
 
@@ -59,9 +59,15 @@ def test_zero_stays_zero_and_zeros_have_a_scale() -> None:
     found = quantize(source, 4)
     assert (found.scales > 0).all()
     assert found.scales[0] == 1
-    # Normal, for engines flush anything smaller to zero.
-    assert found.scales[1] >= np.finfo(np.float16).tiny
+    assert found.scales[1] == LEAST_SCALE
     np.testing.assert_array_equal(found.restored()[0], 0)
+
+
+def test_small_weights_keep_their_bits_though_their_scales_are_subnormal() -> None:
+    source = np.random.default_rng(0).normal(0, 3e-4, (8, 512)).astype(np.float32)
+    found = quantize(source, 8)
+    assert (found.scales < np.finfo(np.float16).tiny).all()
+    assert measure(source, found.restored(np.float32)).snr_db > 40
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 70_000.0])

@@ -49,7 +49,8 @@ def graphs(manifest: Manifest, target: str) -> Iterator[tuple[str, GraphFile]]:
 
 
 def test_targets_of_every_backend_hold_every_component(manifest: Manifest) -> None:
-    assert {target.backend for target in manifest.targets.values()} == set(BACKEND_NAMES)
+    # The app's folder, whose layout is another, is exported and read in tests/backends.
+    assert {target.backend for target in manifest.targets.values()} == {*BACKEND_NAMES} - {"mobile-o-app"}
     for target in manifest.targets.values():
         assert tuple(target.components) == COMPONENT_NAMES
         assert [name for name, entry in target.components.items() if entry.skipped is not None] == []

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,9 +13,8 @@ from mobile_o_export.backends import versions
 from mobile_o_export.backends.base import Artifact, Executor, GraphFile, LowerRequest, Probe
 from mobile_o_export.components.base import CacheStyle, GraphOptions
 from mobile_o_export.errors import ConfigError
-from mobile_o_export.precision import Activations, Precision
+from mobile_o_export.precision import Activations, Affine, Precision
 from mobile_o_export.progress import Say
-from mobile_o_export.quiet import captured
 from mobile_o_export.strict import Strict, check
 from mobile_o_export.tensors import DType
 
@@ -25,8 +22,6 @@ if TYPE_CHECKING:
     from mobile_o_export.checkpoint import Checkpoint
 
 PACKAGES = ("coremltools",)
-DEFAULT_FUNCTION = "main"
-"""What Core ML calls the only function of a package."""
 
 
 class CoreMLOptions(Strict):
@@ -49,8 +44,10 @@ class CoreMLBackend:
     precisions = "fp32, fp16, wN_lut and wN_lut_gC (N 1, 2, 3, 4, 6 or 8), w4, w8, w4_bB, w8_bB and w8a8"
 
     def supports(self, precision: Precision) -> bool:
-        """Everything but fp16 weights under fp32 arithmetic; of integer activations calibrated int8."""
-        return precision != Precision.W16 and precision.activations in (None, Activations.INT8)
+        """No fp16 weights under fp32 arithmetic, no offsets; of integer activations calibrated int8."""
+        if precision == Precision.W16 or isinstance(precision.weights, Affine):
+            return False
+        return precision.activations in (None, Activations.INT8)
 
     def probe(self) -> Probe:
         """Whether coremltools is installed, and which runtime this host has."""
@@ -84,45 +81,21 @@ class CoreMLBackend:
 
     def lower(self, request: LowerRequest, checkpoint: Checkpoint, folder: Path, progress: Say) -> Artifact:
         """Writes ``<component>.mlpackage``, a multifunction package where there are several graphs."""
-        from mobile_o_export.backends.coreml import convert
-        from mobile_o_export.backends.coreml.encode import Encoder
-        from mobile_o_export.backends.coreml.rewrites import spell_out_tanh_gelu
-        from mobile_o_export.compression.check import check_weights
-        from mobile_o_export.compression.compress import compress_module
-        from mobile_o_export.compression.recognise import Recogniser
+        from mobile_o_export.backends.coreml.write import write_package
 
         component, options = request.component, self.graph_options(request)
-        what = f"{component.name} for {request.target}: coremltools"
-        specs = component.graphs(checkpoint, options)
-        module = component.prepare(component.load(checkpoint), options)
-        spell_out_tanh_gelu(module)
-        weights = Recogniser(compress_module(module, request.recipe, what, progress, request.statistics))
-        encoder = Encoder(weights)
-        package = folder / f"{component.name}.mlpackage"
-        half = request.recipe.floating == Precision.FP16
-        with tempfile.TemporaryDirectory(dir=folder) as work:
-            parts = {}
-            for spec in specs:
-                progress(f"converting {spec.name}")
-                parts[spec.name] = Path(work) / f"{spec.name}.mlpackage"
-                with captured(f"{what} ({spec.name})"):
-                    graph = component.graph(module, spec, options)
-                    convert.convert(spec, graph, parts[spec.name], half=half, encoder=encoder)
-            del module, graph
-            weights.require_all(component.name)
-            if len(specs) == 1:
-                shutil.move(parts[specs[0].name], package)
-            else:
-                progress("sharing the functions' weights")
-                with captured(f"{what} (multifunction)"):
-                    convert.merge(parts, package)
-        entries = {spec.name: spec.name if len(specs) > 1 else DEFAULT_FUNCTION for spec in specs}
-        with captured(f"{what} (description)"):
-            convert.describe(package, {entries[spec.name]: spec for spec in specs}, component.name)
-        progress("reading the weights back")
-        stored = encoder.stored(package, component.name)
-        rows = check_weights(weights.compressed, stored, component.name)
-        return Artifact(tuple(GraphFile(spec, package.name, entries[spec.name]) for spec in specs), rows)
+        return write_package(
+            folder / f"{component.name}.mlpackage",
+            component.graphs(checkpoint, options),
+            lambda: component.prepare(component.load(checkpoint), options),
+            lambda module, spec: component.graph(module, spec, options),
+            request,
+            progress,
+        )
+
+    def folder(self, component: str) -> str:
+        """One for each component."""
+        return component
 
     def finish(
         self, folder: Path, graphs: Mapping[str, tuple[GraphFile, ...]], options: Mapping[str, Any]
@@ -131,15 +104,20 @@ class CoreMLBackend:
 
     def open(self, artifact: Artifact, folder: Path, component: str) -> Executor:
         """Core ML itself on macOS, the interpreter elsewhere."""
-        (file,) = {graph.file for graph in artifact.graphs}
-        entries: Mapping[str, str] = {graph.spec.name: graph.entry for graph in artifact.graphs}
-        if sys.platform == "darwin":
-            from mobile_o_export.backends.coreml.native import CoreMLExecutor
+        return open_package(artifact.graphs, folder, component)
 
-            return CoreMLExecutor(folder / file, entries, component)
-        from mobile_o_export.backends.coreml.interpreted import InterpreterExecutor
 
-        return InterpreterExecutor(folder / file, entries, component)
+def open_package(graphs: Sequence[GraphFile], folder: Path, component: str) -> Executor:
+    """Core ML itself on macOS, the interpreter elsewhere; ``graphs`` are of one package below ``folder``."""
+    (file,) = {graph.file for graph in graphs}
+    entries: Mapping[str, str] = {graph.spec.name: graph.entry for graph in graphs}
+    if sys.platform == "darwin":
+        from mobile_o_export.backends.coreml.native import CoreMLExecutor
+
+        return CoreMLExecutor(folder / file, entries, component)
+    from mobile_o_export.backends.coreml.interpreted import InterpreterExecutor
+
+    return InterpreterExecutor(folder / file, entries, component)
 
 
 BACKEND = CoreMLBackend()

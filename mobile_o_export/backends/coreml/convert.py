@@ -29,14 +29,33 @@ SKIPPED_PASSES = frozenset(
     }
 )
 
+DEBUG_MAP = "executorch_debug_handle_mapping.json"
+"""What coremltools leaves in a package for ExecuTorch's debugger, and its manifest does not list."""
+
 
 def convert(spec: GraphSpec, graph: nn.Module, package: Path, *, half: bool, encoder: Encoder) -> None:
-    """Writes one graph as a package of one function; mutated buffers become states."""
+    """Writes one graph as a package of one function; mutated buffers become states, letters ranges."""
     import coremltools as ct
 
+    extents = {letter: extent for profile in spec.profiles for letter, extent in profile.extents.items()}
+    dims = {name: torch.export.Dim(name, min=e.minimum, max=e.maximum) for name, e in extents.items()}
+    ranges = {name: ct.RangeDim(e.minimum, e.maximum, default=e.typical) for name, e in extents.items()}
+    typical = {name: extent.typical for name, extent in extents.items()}
+    # Traced in fp32, also where the file declares fp16: coremltools does the casting.
+    given = [building.example(tensor.bind(typical)) for tensor in spec.inputs]
+    examples = tuple(value.float() if value.is_floating_point() else value for value in given)
     with torch.no_grad():
         # Bare, not wrapped as other converters get it: a buffer's path is the name that its state gets.
-        program = torch.export.export(graph.eval(), building.examples(spec)).run_decompositions({})
+        program = torch.export.export(
+            graph.eval(),
+            examples,
+            dynamic_shapes=tuple(
+                {axis: dims[dim] for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)}
+                for tensor in spec.inputs
+            )
+            if extents
+            else None,
+        ).run_decompositions({})
     pipeline = ct.PassPipeline.DEFAULT
     pipeline.remove_passes(SKIPPED_PASSES)
     if encoder.weights.compressed:
@@ -48,7 +67,11 @@ def convert(spec: GraphSpec, graph: nn.Module, package: Path, *, half: bool, enc
         minimum_deployment_target=ct.target.iOS18,
         compute_precision=precision,
         inputs=[
-            ct.TensorType(name=tensor.name, shape=tensor.shape, dtype=np.dtype(str(tensor.dtype)).type)
+            ct.TensorType(
+                name=tensor.name,
+                shape=tuple(ranges[dim] if isinstance(dim, str) else dim for dim in tensor.shape),
+                dtype=np.dtype(str(tensor.dtype)).type,
+            )
             for tensor in spec.inputs
         ],
         outputs=[
@@ -58,6 +81,7 @@ def convert(spec: GraphSpec, graph: nn.Module, package: Path, *, half: bool, enc
         skip_model_load=True,
     )
     model.save(str(package))
+    (package / DEBUG_MAP).unlink(missing_ok=True)
 
 
 class Fp32Islands:

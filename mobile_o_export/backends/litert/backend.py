@@ -6,14 +6,16 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
 
 from mobile_o_export.backends import versions
 from mobile_o_export.backends.base import Artifact, GraphFile, LowerRequest, Probe
 from mobile_o_export.components.base import CacheStyle, GraphOptions
 from mobile_o_export.errors import ConfigError, ExportError, MissingToolError
 from mobile_o_export.parity.metrics import Array
-from mobile_o_export.precision import Activations, Integer, Precision
+from mobile_o_export.precision import Activations, Floats, Integer, Precision
 from mobile_o_export.progress import Say
 from mobile_o_export.quiet import captured
 from mobile_o_export.signals import held_back
@@ -33,32 +35,45 @@ FAST_BLOCK = 32
 
 
 class LiteRTOptions(Strict):
-    """A target's ``[options]``: none yet."""
+    """A target's ``[options]``.
+
+    Attributes:
+        operators: "gpu" for a file of which LiteRT's GPU accelerator takes every operator; "npu" for one that
+            is spared gathers, selections and tensors of more than four axes likewise, without a check.
+    """
+
+    operators: Literal["any", "gpu", "npu"] = "any"
 
 
 class LiteRTBackend:
     """.tflite files."""
 
     name = "litert"
-    precisions = f"fp32, w16, w4, w8, w4_dyn, w8_dyn and w4_bB_dyn (B a multiple of {FAST_BLOCK})"
+    precisions = (
+        f"fp32, fp16, w16, w4, w8, w4_dyn, w8_dyn, w4_bB_dyn (B a multiple of {FAST_BLOCK}), w8a8 and w8a16"
+    )
 
     def supports(self, precision: Precision) -> bool:
-        """fp32 arithmetic, or activations scaled to int8 at run time; scales of blocks only with those."""
+        """fp32 arithmetic, or integer activations; scales of blocks with dynamic ones alone."""
         match precision.weights:
             case Integer(bits, block) if block is not None:
                 dynamic = precision.activations is Activations.DYNAMIC
                 return bits == 4 and dynamic and block % FAST_BLOCK == 0
             case Integer():
-                return precision.activations in (None, Activations.DYNAMIC)
-        return precision in (Precision.FP32, Precision.W16)
+                return True
+        return isinstance(precision.weights, Floats)
 
     def probe(self) -> Probe:
         """Whether the converter and the interpreter are installed."""
         return versions.probe(self.name, RUNTIME_PACKAGE, PACKAGES)
 
+    def options(self, request: LowerRequest) -> LiteRTOptions:
+        """The target's ``[options]``, checked."""
+        return check(dict(request.options), LiteRTOptions, f"target {request.target} [options]", ConfigError)
+
     def graph_options(self, request: LowerRequest) -> GraphOptions:
-        """Static shapes, the cache as inputs and outputs."""
-        check(dict(request.options), LiteRTOptions, f"target {request.target} [options]", ConfigError)
+        """Static shapes, the cache as inputs and outputs; for accelerators in fp16 what stays in range."""
+        wanted = self.options(request)
         if not request.sequence.lengths:
             raise ConfigError(
                 f"target {request.target}: LiteRT needs static shapes; give [sequence] lengths."
@@ -69,6 +84,8 @@ class LiteRTBackend:
             context=request.sequence.context,
             cache=CacheStyle.FIXED,
             token_dtype=DType.INT32,
+            elementary=wanted.operators != "any",
+            half_safe=request.recipe.floating == Precision.FP16,
         )
 
     def refusal(self, request: LowerRequest, checkpoint: Checkpoint) -> str:
@@ -83,6 +100,7 @@ class LiteRTBackend:
 
     def lower(self, request: LowerRequest, checkpoint: Checkpoint, folder: Path, progress: Say) -> Artifact:
         """Writes ``<component>.tflite``."""
+        from mobile_o_export.backends.litert import gpu
         from mobile_o_export.backends.litert.convert import convert, fence
         from mobile_o_export.backends.litert.encode import Encoder
         from mobile_o_export.compression.check import check_weights
@@ -93,9 +111,12 @@ class LiteRTBackend:
         what = f"{component.name} for {request.target}: litert-torch"
         specs = component.graphs(checkpoint, options)
         module = component.prepare(component.load(checkpoint), options)
-        weights = Recogniser(compress_module(module, request.recipe, what, progress))
+        # LiteRT restores integers in fp32, whatever an accelerator computes in afterwards.
+        weights = Recogniser(
+            compress_module(module, request.recipe, what, progress, request.statistics, dtype=np.float32)
+        )
         fence(module)
-        encoder = Encoder(weights, half=request.recipe.floating == Precision.W16)
+        encoder = Encoder(weights, half=request.recipe.floating.weight_bits == 16)
         path = folder / f"{component.name}.tflite"
         progress(f"converting {len(specs)} signature(s)")
         # Its MLIR bindings crash the process when Ctrl-C raises an exception in their middle.
@@ -111,10 +132,16 @@ class LiteRTBackend:
                 f"{component.name} for {request.target}: {path.stat().st_size / 2**30:.2f} GiB exceed the "
                 "2 GiB that a .tflite can hold. Give more of its weights fewer bits."
             )
+        if self.options(request).operators == "gpu":
+            gpu.require_taken(path, component.name)
         progress("reading the weights back")
         with captured(f"{what} (reading back)"):
             rows = check_weights(weights.compressed, encoder.stored(path), component.name)
         return Artifact(tuple(GraphFile(spec, path.name, spec.name) for spec in specs), rows)
+
+    def folder(self, component: str) -> str:
+        """One for each component."""
+        return component
 
     def finish(
         self, folder: Path, graphs: Mapping[str, tuple[GraphFile, ...]], options: Mapping[str, Any]

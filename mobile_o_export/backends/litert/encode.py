@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mobile_o_export.backends.litert import flatbuffer
+from mobile_o_export.backends.litert import flatbuffer, static
 from mobile_o_export.compression.half import within_half
 from mobile_o_export.errors import LoweringError
 from mobile_o_export.precision import Activations, Integer
@@ -45,12 +45,19 @@ NEEDS = {
     ("DEQUANTIZE", "FLOAT16"): (3, "1.15.0"),
     ("DEQUANTIZE", "INT8"): (5, "2.7.0"),
     ("DEQUANTIZE", "INT4"): (6, "2.18.0"),
+    ("DEQUANTIZE", "INT16"): (3, "1.15.0"),
+    ("QUANTIZE", "INT8"): (1, "1.14.0"),
+    ("QUANTIZE", "INT16"): (2, "1.15.0"),
     ("EMBEDDING_LOOKUP", "INT8"): (4, "2.18.0"),
     ("EMBEDDING_LOOKUP", "INT4"): (4, "2.18.0"),
     ("FULLY_CONNECTED", "INT8"): (12, "2.17.0"),
     ("FULLY_CONNECTED", "INT4"): (12, "2.17.0"),
     ("CONV_2D", "INT8"): (5, "2.4.0"),
     ("CONV_2D", "INT4"): (7, "2.11.0"),
+    ("DEPTHWISE_CONV_2D", "INT8"): (3, "1.14.0"),
+    ("FULLY_CONNECTED", "INT16"): (7, "2.3.0"),
+    ("CONV_2D", "INT16"): (4, "2.3.0"),
+    ("DEPTHWISE_CONV_2D", "INT16"): (5, "2.3.0"),
 }
 """Versions of operators, and the runtimes they came with: LiteRT's op_version.cc and runtime_version.cc."""
 
@@ -92,13 +99,14 @@ class Found:
 
     def is_taken_by(self, use: Use) -> bool:
         """Whether the operator takes the integers themselves."""
-        if use.slot != 1 or self.scales().shape[0] != self.placed.weight.form.shape[0]:
+        if use.slot != 1 or self.scales().shape[self.axes[0]] != self.placed.weight.form.shape[0]:
             return False
         # A lookup restores the rows that it finds: no activation is scaled.
         if use.kind == "EMBEDDING_LOOKUP":
             return True
-        dynamic = self.placed.weight.form.precision.activations is Activations.DYNAMIC
-        return dynamic and use.kind in (DYNAMIC if self.block is None else DYNAMIC_BLOCKS)
+        if self.placed.weight.form.precision.activations is Activations.DYNAMIC:
+            return use.kind in (DYNAMIC if self.block is None else DYNAMIC_BLOCKS)
+        return self.placed.weight.input_scale is not None and use.kind in static.KERNELS
 
 
 class Encoder:
@@ -122,7 +130,7 @@ class Encoder:
             LoweringError: nothing restores a weight's scales of blocks where a graph has it.
         """
         model = flatbuffer.read_model(path)
-        work = _Pass(model, self.weights, half=self._half)
+        work = Pass(model, self.weights, half=self._half)
         encoded = []
         for graph in model.subgraphs:
             work.remove_fences(graph)
@@ -156,7 +164,7 @@ class Encoder:
                 yield name, found.placed.returned(restored.transpose(found.axes))
 
 
-class _Pass:
+class Pass:
     """One rewriting of a model; it knows what became of each buffer, for other graphs that use it."""
 
     def __init__(self, model: Any, weights: Recogniser, *, half: bool) -> None:
@@ -167,7 +175,7 @@ class _Pass:
         self.weights = weights
         self.half = half
         self._recognised: dict[tuple[Any, ...], Found | None] = {}
-        self._buffers: dict[tuple[Any, ...], int] = {}
+        self.buffers: dict[tuple[Any, ...], int] = {}
 
     def remove_fences(self, graph: Any) -> None:
         """Removes what kept the converter from changing weights."""
@@ -175,13 +183,14 @@ class _Pass:
         for operator in graph.operators:
             if flatbuffer.operator_name(self.model, operator.opcodeIndex) == "MAXIMUM":
                 bound = graph.tensors[operator.inputs[1]]
-                if self._is_constant(bound) and (self._content(bound) == FENCE).all():
+                if self._is_constant(bound) and (self.content(bound) == FENCE).all():
                     fences.append(operator)
         flatbuffer.bypass(self.model, graph, fences)
 
     def encode(self, graph: Any) -> dict[int, Found]:
         """Encodes the weights of ``graph``; those that are compressed, by their tensors' ids."""
         before: dict[int, list[Any]] = {}
+        after: dict[int, list[Any]] = {}
         encoded: dict[int, Found] = {}
         for number, uses in self._constants(graph).items():
             tensor = graph.tensors[number]
@@ -195,14 +204,18 @@ class _Pass:
                 continue
             rest = [use for use in uses if found is None or not found.is_taken_by(use)]
             for use in uses:
-                if use not in rest:
-                    self._take(tensor, use)
+                if found is not None and use not in rest:
+                    there, back = self._take(graph, tensor, use, found)
+                    before.setdefault(id(use.operator), []).extend(there)
+                    after.setdefault(id(use.operator), []).extend(back)
             if rest:
                 before.setdefault(id(rest[0].operator), []).append(
                     self._restoring(graph, number, rest, found)
                 )
         graph.operators = [
-            operator for user in graph.operators for operator in (*before.get(id(user), ()), user)
+            operator
+            for user in graph.operators
+            for operator in (*before.get(id(user), ()), user, *after.get(id(user), ()))
         ]
         return encoded
 
@@ -221,7 +234,7 @@ class _Pass:
         float32 = tensor.type == self.schema.TensorType.FLOAT32
         return float32 and self.model.buffers[tensor.buffer].data is not None
 
-    def _content(self, tensor: Any) -> Array:
+    def content(self, tensor: Any) -> Array:
         """The numbers of a float32 constant."""
         content: Array = np.frombuffer(self.model.buffers[tensor.buffer].data, np.float32)
         return content.reshape([] if tensor.shape is None else tensor.shape)
@@ -235,27 +248,27 @@ class _Pass:
         key = (int(tensor.buffer), shape, axes)
         if key not in self._recognised:
             known = self.weights.compressed
-            placed = self.weights.find(self._content(tensor).transpose(axes)) if known else None
+            placed = self.weights.find(self.content(tensor).transpose(axes)) if known else None
             self._recognised[key] = Found(placed, axes) if placed else None
         return self._recognised[key]
 
     def _store_half(self, tensor: Any) -> None:
         """Makes a float32 constant an fp16 one."""
         key = (int(tensor.buffer), "FLOAT16")
-        if key not in self._buffers:
-            content = within_half(self._content(tensor), "stored as fp16").astype(np.float16)
-            self._buffers[key] = flatbuffer.add_buffer(self.model, content)
-        tensor.buffer, tensor.type = self._buffers[key], self.schema.TensorType.FLOAT16
+        if key not in self.buffers:
+            content = within_half(self.content(tensor), "stored as fp16").astype(np.float16)
+            self.buffers[key] = flatbuffer.add_buffer(self.model, content)
+        tensor.buffer, tensor.type = self.buffers[key], self.schema.TensorType.FLOAT16
 
     def _store_integers(self, graph: Any, tensor: Any, found: Found) -> None:
         """Makes a float32 constant one of integers with scales."""
         weight, schema = found.placed.weight, self.schema
         four = weight.form.precision.weight_bits == 4
         key = (weight.name, found.axes, found.placed.axes, found.placed.shape)
-        if key not in self._buffers:
+        if key not in self.buffers:
             numbers = found.numbers()
-            self._buffers[key] = flatbuffer.add_buffer(self.model, _packed(numbers) if four else numbers)
-        tensor.buffer = self._buffers[key]
+            self.buffers[key] = flatbuffer.add_buffer(self.model, _packed(numbers) if four else numbers)
+        tensor.buffer = self.buffers[key]
         tensor.type = schema.TensorType.INT4 if four else schema.TensorType.INT8
         tensor.quantization = quantization = schema.QuantizationParametersT()
         scales = found.scales()
@@ -264,22 +277,26 @@ class _Pass:
             quantization.scale = scales.reshape(-1).astype(np.float32)
             quantization.zeroPoint = np.zeros(scales.size, np.int64)
             return
-        if (weight.name, "scales") not in self._buffers:
-            self._buffers[weight.name, "scales"] = flatbuffer.add_buffer(self.model, scales)
+        if (weight.name, "scales") not in self.buffers:
+            self.buffers[weight.name, "scales"] = flatbuffer.add_buffer(self.model, scales)
         details = schema.BlockwiseQuantizationT()
-        details.scales = self._add_tensor(
-            graph, tensor.name + b".scales", scales.shape, "FLOAT16", self._buffers[weight.name, "scales"]
+        details.scales = self.add_tensor(
+            graph, tensor.name + b".scales", scales.shape, "FLOAT16", self.buffers[weight.name, "scales"]
         )
         details.zeroPoints, details.blockSize = -1, found.block
         quantization.detailsType = schema.QuantizationDetails.BlockwiseQuantization
         quantization.details = details
 
-    def _take(self, tensor: Any, use: Use) -> None:
-        """Lets an operator take integers."""
-        self._require(use.kind, tensor)
+    def _take(self, graph: Any, tensor: Any, use: Use, found: Found) -> tuple[list[Any], list[Any]]:
+        """Lets an operator take integers; new operators to come before and after it."""
+        self.require(use.kind, self._type(tensor))
+        if use.kind in static.KERNELS and found.placed.weight.input_scale is not None:
+            there, back = static.surround(self, graph, found, use)
+            return [there], [back]
         if use.kind == "FULLY_CONNECTED":
             # XNNPACK does so in any case, and LiteRT's own kernel loses less by it.
             use.operator.builtinOptions.asymmetricQuantizeInputs = True
+        return [], []
 
     def _restoring(self, graph: Any, number: int, uses: list[Use], found: Found | None) -> Any:
         """A new DEQUANTIZE of the tensor ``number`` for ``uses``."""
@@ -289,27 +306,36 @@ class _Pass:
                 f"its scales of blocks of {found.block} there. Give it another precision by a rule."
             )
         tensor = graph.tensors[number]
-        operator = self.schema.OperatorT()
-        operator.opcodeIndex = self._require("DEQUANTIZE", tensor)
-        operator.inputs = [number]
-        operator.outputs = [
-            self._add_tensor(graph, tensor.name + b".restored", tensor.shape, "FLOAT32", buffer=0)
-        ]
+        restored = self.add_tensor(graph, tensor.name + b".restored", tensor.shape, "FLOAT32")
         for use in uses:
-            use.operator.inputs[use.slot] = operator.outputs[0]
+            use.operator.inputs[use.slot] = restored
+        return self.operator("DEQUANTIZE", self._type(tensor), [number], [restored])
+
+    def operator(self, kind: str, type_name: str, inputs: list[int], outputs: list[int]) -> Any:
+        """A new operator, in a version that takes or gives the type."""
+        operator = self.schema.OperatorT()
+        operator.opcodeIndex = self.require(kind, type_name)
+        operator.inputs, operator.outputs = inputs, outputs
         return operator
 
-    def _add_tensor(self, graph: Any, name: bytes, shape: Any, kind: str, buffer: int) -> int:
+    def add_tensor(
+        self, graph: Any, name: bytes, shape: Any, kind: str, buffer: int = 0, quantization: Any = None
+    ) -> int:
+        """The number of a new tensor of ``graph``; without a ``buffer`` it is computed."""
         tensor = self.schema.TensorT()
         tensor.name, tensor.shape, tensor.buffer = name, list(shape), buffer
-        tensor.type = getattr(self.schema.TensorType, kind)
+        tensor.type, tensor.quantization = getattr(self.schema.TensorType, kind), quantization
         graph.tensors.append(tensor)
         return len(graph.tensors) - 1
 
-    def _require(self, kind: str, tensor: Any) -> int:
-        """The operator code of ``kind`` in a version that reads ``tensor``."""
-        types = {getattr(self.schema.TensorType, name): name for name in ("FLOAT16", "INT8", "INT4")}
-        return flatbuffer.require_operator(self.model, kind, *NEEDS[kind, types[tensor.type]])
+    def require(self, kind: str, type_name: str) -> int:
+        """The index of the operator code ``kind`` in a version that takes or gives the type."""
+        return flatbuffer.require_operator(self.model, kind, *NEEDS[kind, type_name])
+
+    def _type(self, tensor: Any) -> str:
+        """What the schema calls the type of a constant."""
+        names = ("FLOAT16", "INT8", "INT4")
+        return next(name for name in names if getattr(self.schema.TensorType, name) == tensor.type)
 
 
 def _packed(integers: Array) -> Array:

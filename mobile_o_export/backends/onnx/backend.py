@@ -106,13 +106,14 @@ class OnnxBackend:
         from mobile_o_export.backends.onnx.convert import convert
         from mobile_o_export.backends.onnx.half import round_to_half
         from mobile_o_export.compression.check import check_weights
-        from mobile_o_export.compression.compress import compress_module
+        from mobile_o_export.compression.compress import compress_module, round_inputs
         from mobile_o_export.compression.recognise import Recogniser
 
         component, options, settings = request.component, self.graph_options(request), self.options(request)
         module = component.prepare(component.load(checkpoint), options)
         what = f"{component.name} for {request.target}"
         weights = Recogniser(compress_module(module, request.recipe, what, progress, request.statistics))
+        round_inputs(module, weights.compressed)
         as_half = request.recipe.floating == Precision.W16
         if as_half:
             round_to_half(module, weights.compressed)
@@ -136,6 +137,10 @@ class OnnxBackend:
         stored = chain.from_iterable(encoder.stored(folder / file.file, file.spec.name) for file in files)
         rows = check_weights(weights.compressed, stored, component.name)
         return Artifact(tuple(files), rows)
+
+    def folder(self, component: str) -> str:
+        """One for each component."""
+        return component
 
     def finish(
         self, folder: Path, graphs: Mapping[str, tuple[GraphFile, ...]], options: Mapping[str, Any]

@@ -1,0 +1,120 @@
+"""Composes the app's model folder: packages lowered and run as Core ML's, ``llm/`` in MLX's format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mobile_o_export.backends import versions
+from mobile_o_export.backends.base import Artifact, Executor, GraphFile, LowerRequest, Probe
+from mobile_o_export.backends.coreml.backend import BACKEND as COREML
+from mobile_o_export.backends.coreml.backend import open_package
+from mobile_o_export.backends.mobile_o_app import language, packages
+from mobile_o_export.components.base import CacheStyle, GraphOptions
+from mobile_o_export.errors import ConfigError
+from mobile_o_export.precision import Affine, Precision
+from mobile_o_export.progress import Say
+from mobile_o_export.strict import Strict, check
+from mobile_o_export.tensors import DType, Role
+
+if TYPE_CHECKING:
+    from mobile_o_export.checkpoint import Checkpoint
+
+PACKAGES = ("coremltools", "safetensors", "transformers")
+
+
+class NoOptions(Strict):
+    """A target's ``[options]``: the app leaves none."""
+
+
+class MobileOAppBackend:
+    """The folder that the published iOS app downloads."""
+
+    name = "mobile-o-app"
+    precisions = f"{COREML.precisions}, and for the llm w4_affine_bB and w8_affine_bB"
+
+    def supports(self, precision: Precision) -> bool:
+        """What Core ML packages hold, and MLX's affine integers; see ``refusal``."""
+        return isinstance(precision.weights, Affine) or COREML.supports(precision)
+
+    def probe(self) -> Probe:
+        """Whether coremltools and what reads ``llm/`` are installed."""
+        return versions.probe(self.name, f"{COREML.probe().runtime}, transformers", PACKAGES)
+
+    def graph_options(self, request: LowerRequest) -> GraphOptions:
+        """Lengths that vary, as the app has them, and in fp16 the rewrites that stay in range."""
+        check(dict(request.options), NoOptions, f"target {request.target} [options]", ConfigError)
+        if request.sequence.lengths or request.sequence.longest < packages.LEAST_LENGTH:
+            raise ConfigError(
+                f"target {request.target}: the app's prompts have {packages.LEAST_LENGTH} positions or more. "
+                "Give [sequence] max_length = 512, the most that it takes, and no lengths."
+            )
+        return GraphOptions(
+            lengths=(),
+            max_length=request.sequence.longest,
+            context=request.sequence.context,
+            cache=CacheStyle.GROWING,
+            token_dtype=DType.INT32,
+            half_safe=request.recipe.floating == Precision.FP16,
+        )
+
+    def refusal(self, request: LowerRequest, checkpoint: Checkpoint) -> str:
+        """Offsets are for ``llm/`` alone, which holds nothing else but fp16."""
+        if request.component.name == language.LANGUAGE:
+            return language.language_refusal(request.recipe, request.component, checkpoint)
+        if affine := [kind for kind in request.recipe.precisions if isinstance(kind.weights, Affine)]:
+            return f"{affine[0]} is MLX's, for the llm; Core ML packages are written without offsets"
+        return ""
+
+    def lower(self, request: LowerRequest, checkpoint: Checkpoint, folder: Path, progress: Say) -> Artifact:
+        """Writes the component's package, or ``llm/``."""
+        component, options = request.component, self.graph_options(request)
+        if component.name == language.LANGUAGE:
+            specs = language.language_specs(component, checkpoint, options)
+            return language.write_language(request, specs, checkpoint, folder, progress)
+        from mobile_o_export.backends.coreml.write import write_package
+
+        spec, *further = packages.package_specs(component, checkpoint, options)
+        written = write_package(
+            folder / packages.PACKAGES[component.name].file,
+            [spec],
+            lambda: packages.package_module(component, checkpoint, options),
+            lambda module, own: packages.package_graph(component, module, own, options),
+            request,
+            progress,
+        )
+        beside = (GraphFile(own, language.FILE, "") for own in further)
+        return Artifact((*written.graphs, *beside), written.weights)
+
+    def folder(self, component: str) -> str:
+        """All of them lie together."""
+        del component
+        return ""
+
+    def finish(
+        self, folder: Path, graphs: Mapping[str, tuple[GraphFile, ...]], options: Mapping[str, Any]
+    ) -> None:
+        """Nothing: each file stands alone."""
+
+    def open(self, artifact: Artifact, folder: Path, component: str) -> Executor:
+        """Packages as Core ML's; ``llm/`` by PyTorch on the weights that MLX would restore."""
+        from mobile_o_export.backends.mobile_o_app.executors import LanguageExecutor, VisionExecutor
+
+        place = folder / language.LANGUAGE
+        if component == language.LANGUAGE:
+            return LanguageExecutor(place, _conditioning_layers(artifact.graphs))
+        package = [graph for graph in artifact.graphs if graph.file != language.FILE]
+        executor = open_package(package, folder, component)
+        return VisionExecutor(executor, place) if component == packages.VISION else executor
+
+
+def _conditioning_layers(graphs: Sequence[GraphFile]) -> int:
+    """How many hidden states the llm's graph gives."""
+    outputs = (tensor for graph in graphs for tensor in graph.spec.outputs)
+    (layers,) = (tensor.shape[1] for tensor in outputs if tensor.role is Role.HIDDEN_STATES)
+    assert isinstance(layers, int)
+    return layers
+
+
+BACKEND = MobileOAppBackend()

@@ -1,0 +1,150 @@
+"""Runs ``llm/`` with PyTorch: MLX itself needs a Mac's GPU, or its own build for others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from mobile_o_export.backends.base import Executor
+from mobile_o_export.backends.mobile_o_app.language import PROJECTOR, THEIRS
+from mobile_o_export.backends.mobile_o_app.mlx import CONFIG_FILE, WEIGHTS_FILE, read_weights
+from mobile_o_export.backends.mobile_o_app.packages import PROJECTOR as PROJECTOR_GRAPH
+from mobile_o_export.errors import GateError, MissingToolError
+from mobile_o_export.parity.metrics import Array
+from mobile_o_export.quiet import quiet_vendor
+
+if TYPE_CHECKING:
+    import torch
+
+QWEN_KEYS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "rms_norm_eps",
+    "vocab_size",
+    "max_position_embeddings",
+    "rope_theta",
+    "tie_word_embeddings",
+)
+"""Of ``config.json``, those that transformers knows by the same names."""
+
+
+class LanguageExecutor:
+    """transformers' own Qwen2, built from nothing but the folder; keeps the KV cache."""
+
+    def __init__(self, folder: Path, layers: int) -> None:
+        """Loads ``folder``; calls give the last ``layers`` hidden states."""
+        from transformers import Qwen2Config, Qwen2ForCausalLM
+
+        from mobile_o_export.components import building
+
+        config = json.loads((folder / CONFIG_FILE).read_text())
+        weights = _tensors(folder, THEIRS)
+        if config["tie_word_embeddings"]:
+            weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+        with quiet_vendor():
+            settings = Qwen2Config(**{key: config[key] for key in QWEN_KEYS})
+            try:
+                self._model = building.build(lambda: Qwen2ForCausalLM(settings), weights)
+            except RuntimeError as error:
+                raise GateError(
+                    f"{folder / WEIGHTS_FILE}: is not the Qwen2 of {CONFIG_FILE}: {error}"
+                ) from error
+            # The rotary frequencies are computed, not stored, and the meta device computed nothing.
+            rotary = self._model.model.rotary_emb
+            self._model.model.rotary_emb = type(rotary)(config=settings)
+        self._layers = layers
+        self._cache: Any = None
+        self.runtime = f"transformers {version('transformers')} on MLX's weights, restored, fp32"
+
+    def run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """``embed``: a row for each token; ``model``: the sequence so far, and these embeddings after it."""
+        import torch
+
+        (given,) = (torch.from_numpy(value) for value in inputs.values())
+        with torch.no_grad(), quiet_vendor():
+            if graph == "embed":
+                return {"inputs_embeds": self._model.model.embed_tokens(given).numpy()}
+            out = self._model(
+                inputs_embeds=given,
+                past_key_values=self._cache,
+                use_cache=True,
+                output_hidden_states=True,
+                logits_to_keep=1,
+            )
+        self._cache = out.past_key_values
+        hidden = torch.stack(out.hidden_states[-self._layers :], dim=1)
+        return {"logits": out.logits.numpy(), "hidden_states": hidden.numpy()}
+
+    def reset(self) -> None:
+        """Begins a new sequence."""
+        self._cache = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        del self._model, self._cache
+
+
+class VisionExecutor:
+    """The vision encoder's package, and the projector, whose weights the app keeps in ``llm/``."""
+
+    def __init__(self, package: Executor, folder: Path) -> None:
+        """``package`` runs the tower; ``folder`` is ``llm/``.
+
+        Raises:
+            MissingToolError: it is not there.
+        """
+        if not (folder / WEIGHTS_FILE).is_file():
+            raise MissingToolError(
+                f"the vision encoder's projector is in {folder.name}/, which was not exported. Export "
+                "the llm as well; the app cannot do without either"
+            )
+        self.runtime = package.runtime
+        self._package = package
+        self._weights = _tensors(folder, f"{PROJECTOR}.")
+
+    def run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs of the package, or of the projector, in fp32."""
+        import torch
+        from torch.nn import functional
+
+        if graph != PROJECTOR_GRAPH:
+            return self._package.run(graph, inputs)
+        (features,) = (torch.from_numpy(value).float() for value in inputs.values())
+        with torch.no_grad():
+            inner = functional.gelu(self._linear("linear_0", features))
+            return {name: self._linear("linear_2", inner).numpy() for name in inputs}
+
+    def _linear(self, layer: str, x: torch.Tensor) -> torch.Tensor:
+        from torch.nn import functional
+
+        return functional.linear(x, self._weights[f"{layer}.weight"], self._weights[f"{layer}.bias"])
+
+    def reset(self) -> None:
+        """Nothing is kept."""
+
+    def __enter__(self) -> Self:
+        self._package.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._package.__exit__(kind, error, trace)
+
+
+def _tensors(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
+    """What the file restores, float32, by the names after ``prefix``."""
+    import torch
+
+    return {name: torch.from_numpy(values).float() for name, values in read_weights(folder, prefix)}
