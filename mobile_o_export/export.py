@@ -258,7 +258,8 @@ def _lower(
     request = item.request
     assert request is not None
     vendor = backend(target.backend)
-    home = folder / item.target / vendor.folder(item.component)
+    own = vendor.folder(item.component)
+    home = folder / item.target / own
     # A folder of its own while it is lowered, even where it will share one with others.
     place = folder / item.target / f".{item.component}"
     place.mkdir(parents=True)
@@ -271,7 +272,7 @@ def _lower(
     artifact = vendor.lower(request, checkpoint, place, say)
     memory.release()
     if artifact.weights:
-        name = WEIGHTS if vendor.folder(item.component) else f"{item.component}.{WEIGHTS}"
+        name = WEIGHTS if own else f"{item.component}.{WEIGHTS}"
         (place / name).write_text(json.dumps(weights_json(artifact.weights), indent=1) + "\n")
     size_bytes = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
     home.mkdir(exist_ok=True)

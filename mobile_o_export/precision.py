@@ -93,11 +93,6 @@ class Activations(StrEnum):
     INT8 = "a8"
     INT16 = "a16"
 
-    @property
-    def calibrated_bits(self) -> int | None:
-        """Bits of integers whose scale is found by calibration; None where it is found at run time."""
-        return {Activations.INT8: 8, Activations.INT16: 16}.get(self)
-
 
 @dataclass(frozen=True)
 class Precision:
@@ -161,7 +156,12 @@ class Precision:
     @property
     def calibrated_bits(self) -> int | None:
         """Bits of the integers that activations become by calibration, if they do."""
-        return None if self.activations is None else self.activations.calibrated_bits
+        match self.activations:
+            case Activations.INT8:
+                return 8
+            case Activations.INT16:
+                return 16
+        return None
 
     @property
     def weight_bits(self) -> int:

@@ -200,14 +200,15 @@ def replay(
     }
     for case in golden.cases(component):
         first = case.steps[0]
-        length = session.length_of(first.function, golden.inputs(first))
+        inputs = golden.inputs(first)
+        length = session.length_of(first.function, inputs)
         graphs = session.graphs_for(first.function, length)
         if length is not None and length > longest:
             continue
         if not graphs:
             yield "", judge.row(first.function, case.name, "", Status.FAILED, "no graph takes this length")
         for graph in graphs:
-            if not session.can_tell(graph, first.function, golden.inputs(first)):
+            if not session.can_tell(graph, first.function, inputs):
                 continue
             progress(f"{case.name} on {graph.name}")
             for row in _replay_case(session, case, graph.name, golden, specs, judge):

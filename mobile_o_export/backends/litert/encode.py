@@ -106,6 +106,10 @@ class Found:
             return True
         if self.placed.weight.form.precision.activations is Activations.DYNAMIC:
             return use.kind in (DYNAMIC if self.block is None else DYNAMIC_BLOCKS)
+        return self.is_static_for(use)
+
+    def is_static_for(self, use: Use) -> bool:
+        """Whether the operator's activations become integers at calibrated scales."""
         return self.placed.weight.input_scale is not None and use.kind in static.KERNELS
 
 
@@ -202,12 +206,14 @@ class Pass:
                 self._store_half(tensor)
             else:
                 continue
-            rest = [use for use in uses if found is None or not found.is_taken_by(use)]
+            rest = []
             for use in uses:
-                if found is not None and use not in rest:
-                    there, back = self._take(graph, tensor, use, found)
-                    before.setdefault(id(use.operator), []).extend(there)
-                    after.setdefault(id(use.operator), []).extend(back)
+                if found is None or not found.is_taken_by(use):
+                    rest.append(use)
+                    continue
+                there, back = self._take(graph, tensor, use, found)
+                before.setdefault(id(use.operator), []).extend(there)
+                after.setdefault(id(use.operator), []).extend(back)
             if rest:
                 before.setdefault(id(rest[0].operator), []).append(
                     self._restoring(graph, number, rest, found)
@@ -270,12 +276,9 @@ class Pass:
             self.buffers[key] = flatbuffer.add_buffer(self.model, _packed(numbers) if four else numbers)
         tensor.buffer = self.buffers[key]
         tensor.type = schema.TensorType.INT4 if four else schema.TensorType.INT8
-        tensor.quantization = quantization = schema.QuantizationParametersT()
         scales = found.scales()
         if found.block is None:
-            quantization.quantizedDimension = int(np.argmax(scales.shape))
-            quantization.scale = scales.reshape(-1).astype(np.float32)
-            quantization.zeroPoint = np.zeros(scales.size, np.int64)
+            tensor.quantization = self.symmetric(scales.reshape(-1), int(np.argmax(scales.shape)))
             return
         if (weight.name, "scales") not in self.buffers:
             self.buffers[weight.name, "scales"] = flatbuffer.add_buffer(self.model, scales)
@@ -284,13 +287,22 @@ class Pass:
             graph, tensor.name + b".scales", scales.shape, "FLOAT16", self.buffers[weight.name, "scales"]
         )
         details.zeroPoints, details.blockSize = -1, found.block
+        tensor.quantization = quantization = schema.QuantizationParametersT()
         quantization.detailsType = schema.QuantizationDetails.BlockwiseQuantization
         quantization.details = details
+
+    def symmetric(self, scales: Array | list[float], axis: int = 0) -> Any:
+        """Quantisation parameters with a scale for each index of ``axis``, or one for all, and zero at 0."""
+        quantization = self.schema.QuantizationParametersT()
+        quantization.scale = np.asarray(scales, np.float32)
+        quantization.zeroPoint = np.zeros(len(scales), np.int64)
+        quantization.quantizedDimension = axis
+        return quantization
 
     def _take(self, graph: Any, tensor: Any, use: Use, found: Found) -> tuple[list[Any], list[Any]]:
         """Lets an operator take integers; new operators to come before and after it."""
         self.require(use.kind, self._type(tensor))
-        if use.kind in static.KERNELS and found.placed.weight.input_scale is not None:
+        if found.is_static_for(use):
             there, back = static.surround(self, graph, found, use)
             return [there], [back]
         if use.kind == "FULLY_CONNECTED":

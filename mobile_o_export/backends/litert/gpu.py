@@ -70,8 +70,8 @@ def _problem(model: Any, graph: Any, operator: Any, kind: str) -> str:
     if kind in ("PAD", "PADV2") and (len(_shape(given[0])) < 3 or _is_batched(given[0])):
         return "along what would be the batch"
     if kind in ELEMENTWISE:
-        for tensor, fixed in zip(given, reversed(constant), strict=True):
-            other = given[1] if tensor is given[0] else given[0]
+        (left, right), (left_fixed, right_fixed) = given, constant
+        for tensor, other, fixed in ((left, right, right_fixed), (right, left, left_fixed)):
             if fixed and _is_batched(tensor) and _reaches_batch(_shape(other), _shape(tensor)):
                 return "of a constant along what would be the batch"
     if kind == "CONV_2D":

@@ -15,7 +15,6 @@ from mobile_o_export.errors import LoweringError
 
 if TYPE_CHECKING:
     from mobile_o_export.backends.litert.encode import Found, Pass, Use
-    from mobile_o_export.parity.metrics import Array
 
 KERNELS = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
 """What takes integer weights and activations."""
@@ -44,7 +43,7 @@ def surround(work: Pass, graph: Any, found: Found, use: Use) -> tuple[Any, Any]:
     def as_integers(number: int, scale: float) -> int:
         tensor = graph.tensors[number]
         return work.add_tensor(
-            graph, tensor.name + b".integers", tensor.shape, kind, quantization=_symmetric(work, [scale])
+            graph, tensor.name + b".integers", tensor.shape, kind, quantization=work.symmetric([scale])
         )
 
     given, result = int(operator.inputs[0]), int(operator.outputs[0])
@@ -80,14 +79,5 @@ def _bias(work: Pass, graph: Any, found: Found, number: int, kind: str) -> int:
         tensor.shape,
         kind,
         buffer=work.buffers[key],
-        quantization=_symmetric(work, scales),
+        quantization=work.symmetric(scales),
     )
-
-
-def _symmetric(work: Pass, scales: Array | list[float]) -> Any:
-    """Quantisation parameters with a scale for each index of the first axis, or one for all."""
-    quantization = work.schema.QuantizationParametersT()
-    quantization.scale = np.asarray(scales, np.float32)
-    quantization.zeroPoint = np.zeros(len(scales), np.int64)
-    quantization.quantizedDimension = 0
-    return quantization

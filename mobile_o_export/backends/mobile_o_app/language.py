@@ -86,9 +86,10 @@ def language_refusal(recipe: Recipe, component: Component, checkpoint: Checkpoin
         return f"MLX has groups of {', '.join(map(str, GROUP_SIZES))} weights, not of {blocks[0]}"
     if not kinds:
         return ""
-    module = component.load(checkpoint.outline())
+    outline = checkpoint.outline()
+    module = component.load(outline)
     chosen = [(name, recipe.of(name), tuple(weight.shape)) for name, weight in weights_of(module)]
-    for name, tensor in checkpoint.outline().state_dict(CHECKPOINT_PROJECTOR).items():
+    for name, tensor in outline.state_dict(CHECKPOINT_PROJECTOR).items():
         chosen.append((CHECKPOINT_PROJECTOR + name, recipe.default, tuple(tensor.shape)))
     for name, precision, shape in chosen:
         if len(shape) == 2 and not precision.floating and not Form.exists(precision, shape):

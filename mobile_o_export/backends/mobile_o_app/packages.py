@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from mobile_o_export.backends.mobile_o_app.language import CHECKPOINT_PROJECTOR
 from mobile_o_export.components.base import Component, Extent, GraphOptions, GraphSpec, Profile
 from mobile_o_export.tensors import DType, Role, TensorSpec
 
@@ -26,7 +27,7 @@ VISION, CONNECTOR, TRANSFORMER = "vision_encoder", "mcp", "dit"
 PROJECTOR = "projector"
 """The graph that takes the vision encoder's features on; the app keeps its weights in ``llm/``."""
 
-PROJECTOR_WEIGHT = "model.mm_projector.0.weight"
+PROJECTOR_WEIGHT = f"{CHECKPOINT_PROJECTOR}0.weight"
 """In a checkpoint, [D, W]: what says how wide the vision tower is."""
 
 
@@ -111,8 +112,10 @@ def package_specs(
 
 def _lengthened(profile: Profile) -> Profile:
     """``profile`` from ``LEAST_LENGTH`` positions on."""
-    longest = {letter: extent.maximum for letter, extent in profile.extents.items()}
-    extents = {letter: Extent(LEAST_LENGTH, LEAST_LENGTH, most) for letter, most in longest.items()}
+    extents = {
+        letter: Extent(LEAST_LENGTH, LEAST_LENGTH, extent.maximum)
+        for letter, extent in profile.extents.items()
+    }
     return replace(profile, extents=extents)
 
 
