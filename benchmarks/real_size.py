@@ -1,8 +1,10 @@
 """Wall time, peak memory and size of an export at real size, per component and target.
 
     python benchmarks/real_size.py [--size 0.5b] [--checkpoint DIR] [--target T ...] [--work DIR]
+        [--prompts FILE]
 
-Without ``--checkpoint`` it writes a random one of ``--size`` first. One golden is recorded and shared; each
+Without ``--checkpoint`` it writes a random one of ``--size`` first. One golden is recorded, of
+``--prompts`` where the usual ones take too long (litert-npu, whose int16 kernels are slow), and shared; each
 target is exported in a process of its own, so that one's memory is not another's. ``×weights`` is the peak
 while lowering over the component's fp32 size, as ``plan`` estimates it (its constant part taken
 off). For comparison: Mobile-O's own exporter, iOS only and without any check, took 249 s and 5.8 GB on two
@@ -35,10 +37,10 @@ def say(*words: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}]", *words, file=sys.stderr, flush=True)
 
 
-def record(checkpoint: Path, out: Path) -> None:
+def record(checkpoint: Path, prompts: Path | None, out: Path) -> None:
     started = time.monotonic()
     with staged_folder(out, 0) as folder:
-        record_golden(Checkpoint.open(checkpoint), None, folder, lambda *_: None)
+        record_golden(Checkpoint.open(checkpoint), prompts, folder, lambda *_: None)
     size = sum(path.stat().st_size for path in out.iterdir())
     elapsed = time.monotonic() - started
     print(f"golden: {megabytes(size)}, {elapsed:.0f} s, peak {megabytes(memory.peak_bytes())}", flush=True)
@@ -93,6 +95,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="use this one")
     parser.add_argument("--target", action="append", choices=target_names())
     parser.add_argument("--work", type=Path, help="keep checkpoint, golden and bundles here")
+    parser.add_argument("--prompts", type=Path, help="what a new golden is recorded on (golden/prompts.toml)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = arguments.work or Path(temporary)
@@ -104,7 +107,7 @@ def main() -> None:
         golden = work / "golden"
         if not golden.exists():
             say("recording the golden")
-            run(record, checkpoint, golden)
+            run(record, checkpoint, arguments.prompts, golden)
         parameters = {
             name: sum(tensor.parameters for tensor in Checkpoint.open(checkpoint).component_tensors(name))
             for name in ("vision_encoder", "llm", "mcp", "dit", "vae_decoder")

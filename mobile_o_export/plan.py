@@ -7,15 +7,13 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING
 
-from mobile_o_export.backends.base import LowerRequest
+from mobile_o_export.backends.base import Backend, LowerRequest
 from mobile_o_export.backends.registry import backend
-from mobile_o_export.components.registry import COMPONENT_NAMES, component
+from mobile_o_export.components.registry import COMPONENT_NAMES, chosen_components, component
 from mobile_o_export.compression.form import Form
 from mobile_o_export.compression.recipe import Recipe
-from mobile_o_export.errors import UsageError
 from mobile_o_export.pipelines.schedule import SchedulerConfig
 from mobile_o_export.quiet import quiet_vendor
-from mobile_o_export.strict import nearest
 
 if TYPE_CHECKING:
     from mobile_o_export.checkpoint import Checkpoint
@@ -24,9 +22,6 @@ if TYPE_CHECKING:
 
 BASE_MEMORY_BYTES = 900_000_000
 """torch, transformers and a converter, loaded."""
-
-MEMORY_PER_WEIGHT_BYTE = {"coreml": 3.5, "litert": 4.0, "onnx": 2.7, "mobile-o-app": 3.5}
-"""Peak memory over the fp32 size of a component as benchmarks/real_size.py measures it."""
 
 
 @dataclass(frozen=True)
@@ -66,31 +61,30 @@ def plan(
         ConfigError: a target's backend or options are wrong, or the checkpoint's scheduler cannot be written
             as numbers.
     """
-    chosen = tuple(components)
-    for name in chosen:
-        if name not in COMPONENT_NAMES:
-            raise UsageError(
-                f"component {name!r} is unknown.{nearest(name, COMPONENT_NAMES)} Use one of "
-                f"{', '.join(COMPONENT_NAMES)}."
-            )
+    names = chosen_components(components)
     SchedulerConfig.of(checkpoint.config.diffusion.scheduler)
-    names = [name for name in COMPONENT_NAMES if not chosen or name in chosen]
-    return tuple(_item(checkpoint, target, name) for target in targets for name in names)
+    return tuple(_item(checkpoint, target, name, names) for target in targets for name in names)
 
 
-def _item(checkpoint: Checkpoint, target: Target, name: str) -> PlanItem:
+def _item(checkpoint: Checkpoint, target: Target, name: str, names: Sequence[str]) -> PlanItem:
+    """The item of component ``name`` where ``names`` are exported together."""
     chosen = target.components[name]
     vendor = backend(target.backend)
     if chosen.precision is None:
         return PlanItem(target.name, name, None, skip=chosen.skip or "")
     recipe = target.recipe(name)
-    request = LowerRequest(target.name, component(name), recipe, target.sequence, target.options)
+    exported = {name for name in names if target.components[name].precision is not None}
+    request = LowerRequest(
+        target=target.name,
+        component=component(name),
+        recipe=recipe,
+        sequence=target.sequence,
+        options=target.options,
+        absent=frozenset(COMPONENT_NAMES) - exported,
+    )
     options = vendor.graph_options(request)
     stored, elements = _outlined(checkpoint, request, options)
-    refusal = ""
-    if lacking := [precision for precision in recipe.precisions if not vendor.supports(precision)]:
-        refusal = f"{target.backend} does not do {lacking[0]}; it does {vendor.precisions}"
-    refusal = refusal or vendor.refusal(request, checkpoint)
+    refusal = refusal_of(request, vendor, checkpoint)
     return PlanItem(
         target=target.name,
         component=name,
@@ -99,9 +93,17 @@ def _item(checkpoint: Checkpoint, target: Target, name: str) -> PlanItem:
         request=None if refusal else request,
         graphs=tuple(spec.name for spec in component(name).graphs(checkpoint, options)),
         size_bytes=_size_bytes(elements, recipe, stored.values()),
-        memory_bytes=BASE_MEMORY_BYTES + int(elements * 4 * MEMORY_PER_WEIGHT_BYTE[target.backend]),
+        memory_bytes=BASE_MEMORY_BYTES + int(elements * 4 * vendor.memory_per_weight_byte),
         refusal=refusal,
     )
+
+
+def refusal_of(request: LowerRequest, vendor: Backend, checkpoint: Checkpoint) -> str:
+    """Why ``vendor`` cannot carry out ``request``, or an empty string."""
+    lacking = [precision for precision in request.recipe.precisions if not vendor.supports(precision)]
+    if lacking:
+        return f"{vendor.name} does not do {lacking[0]}; it does {vendor.precisions}"
+    return vendor.refusal(request, checkpoint)
 
 
 def _outlined(

@@ -23,10 +23,10 @@ from mobile_o_export.pipelines.settings import (
     SchedulerNumbers,
     Settings,
 )
-from mobile_o_export.pipelines.tokenizer import Tokenizer
 from mobile_o_export.pipelines.workbench import Workbench
 from mobile_o_export.progress import Say, silent
 from mobile_o_export.quiet import quiet_vendor
+from mobile_o_export.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from mobile_o_export.checkpoint import Checkpoint

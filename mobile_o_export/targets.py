@@ -117,6 +117,7 @@ class Target(Strict):
 
     Attributes:
         floating: what is computed in, and how weights are stored that are not compressed.
+        candidates: what ``tune`` chooses from, each where the backend does it for a component.
     """
 
     name: str
@@ -124,6 +125,7 @@ class Target(Strict):
     description: str
     sequence: Sequence
     floating: Precision
+    candidates: tuple[Precision, ...] = ()
     options: dict[str, Any] = Field(default_factory=dict)
     components: dict[str, ComponentPlan]
 

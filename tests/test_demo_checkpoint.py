@@ -21,9 +21,9 @@ from mobile_o_export.export import export_bundle, record_golden
 from mobile_o_export.golden import Golden
 from mobile_o_export.golden.compare import LEAST_DB, distances
 from mobile_o_export.pipelines.pipeline import TORCH
-from mobile_o_export.pipelines.tokenizer import Tokenizer
 from mobile_o_export.reference import settings
 from mobile_o_export.targets import load_targets
+from mobile_o_export.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "demo_checkpoint"

@@ -17,8 +17,8 @@ from mobile_o_export.pipelines.preprocessing import load_picture, pixel_values, 
 from mobile_o_export.pipelines.prompts import Task, Templates
 from mobile_o_export.pipelines.runner import Runner
 from mobile_o_export.pipelines.settings import DEFAULT_GUIDANCE
-from mobile_o_export.pipelines.tokenizer import Tokenizer
 from mobile_o_export.reference import DiffusersScheduler, TorchRunner, torch_pipeline
+from mobile_o_export.tokenizer import Tokenizer
 
 TOLERANCE = 1e-4
 """Absolute, in fp32; issue 2 sets it."""

@@ -96,6 +96,7 @@ FORBIDDEN = {
     "golden": ("bundle", "cli", "export", "plan", "session", "targets"),
     "pipelines": ("backends", "bundle", "cli", "components", "export", "golden", "model", "targets"),
     "bundle": ("cli", "export", "model", "plan"),
+    "tokenizer": ("backends", "bundle", "checkpoint", "cli", "components", "golden", "model", "pipelines"),
     "tensors": ("backends", "bundle", "checkpoint", "cli", "components", "golden", "model", "parity"),
 }
 """What each room may not import while it runs; names for type checkers alone are no import."""

@@ -26,7 +26,7 @@ from world import (
 )
 
 from mobile_o_export.pipelines.prompts import END_OF_TURN, IMAGE_TOKEN, Task, Templates
-from mobile_o_export.pipelines.tokenizer import Tokenizer
+from mobile_o_export.tokenizer import Tokenizer
 
 FLOW_SHIFT = 3.0
 NOISE = 0.1

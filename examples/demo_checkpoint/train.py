@@ -23,7 +23,7 @@ with quiet_vendor():
     from world import random_scene
 
     from mobile_o_export.checkpoint.small_tokenizer import write_tokenizer
-    from mobile_o_export.pipelines.tokenizer import Tokenizer
+    from mobile_o_export.tokenizer import Tokenizer
 
 PLANS = {
     "autoencoder": Plan(steps=1300, batch=64, rate=1.5e-3, seed=1),

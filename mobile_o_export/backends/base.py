@@ -39,7 +39,8 @@ class Probe:
 class LowerRequest:
     """One component to be lowered for one target, its weights at the precisions of ``recipe``.
 
-    ``statistics`` are of its layers, where the recipe needs them.
+    ``statistics`` are of its layers, where the recipe needs them; ``absent`` are the components that are not
+    lowered for the target along with it.
     """
 
     target: str
@@ -48,6 +49,7 @@ class LowerRequest:
     sequence: Sequence
     options: Mapping[str, Any]
     statistics: Statistics = field(default_factory=dict)
+    absent: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,9 @@ class Backend(Protocol):
 
     precisions: str
     """What it supports, for a message."""
+
+    memory_per_weight_byte: float
+    """Peak memory while lowering over a component's fp32 size, as benchmarks/real_size.py measures it."""
 
     def probe(self) -> Probe:
         """What works on this host, going by what is installed."""

@@ -13,7 +13,7 @@ from mobile_o_export import reference
 from mobile_o_export.bundle.manifest import CONFIG_FOLDER, EVALUATION_FOLDER, TOKENIZER_FOLDER, VECTORS_FOLDER
 from mobile_o_export.bundle.vectors import write_vectors
 from mobile_o_export.evaluation.tasks import PROMPTS, QUESTIONS
-from mobile_o_export.pipelines.tokenizer import Tokenizer
+from mobile_o_export.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from mobile_o_export.checkpoint import Checkpoint

@@ -15,8 +15,8 @@ from mobile_o_export.pipelines.answering import Answer
 from mobile_o_export.pipelines.drawing import Drawing
 from mobile_o_export.pipelines.pipeline import TORCH
 from mobile_o_export.pipelines.preprocessing import as_picture
-from mobile_o_export.pipelines.tokenizer import Tokenizer
 from mobile_o_export.strict import Strict, read_json
+from mobile_o_export.tokenizer import Tokenizer
 
 SCHEMA: Final = 1
 OUTCOMES_FOLDER = "chains"

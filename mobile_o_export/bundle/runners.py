@@ -21,11 +21,11 @@ from mobile_o_export.errors import UsageError
 from mobile_o_export.pipelines.pipeline import Pipeline
 from mobile_o_export.pipelines.runner import Limits
 from mobile_o_export.pipelines.settings import Settings
-from mobile_o_export.pipelines.tokenizer import Tokenizer
 from mobile_o_export.pipelines.workbench import Workbench
 from mobile_o_export.progress import Say, silent
 from mobile_o_export.session import Session
 from mobile_o_export.strict import nearest
+from mobile_o_export.tokenizer import Tokenizer
 
 
 class BundleRunners:

@@ -19,7 +19,7 @@ from mobile_o_export.pipelines.preprocessing import cropped_pixels, load_picture
 from mobile_o_export.pipelines.prompts import IMAGE_TOKEN, Task
 from mobile_o_export.pipelines.settings import Settings
 from mobile_o_export.pipelines.tasks import tokenize
-from mobile_o_export.pipelines.tokenizer import Tokenizer
+from mobile_o_export.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture

@@ -17,7 +17,6 @@ from mobile_o_export.cli.plan import Components, RecordedGolden
 from mobile_o_export.errors import UsageError
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-DEFAULT_CANDIDATES = ("w8_lut_g16", "w6_lut_g16", "w4_lut_g16")
 
 
 def tune(
@@ -49,7 +48,7 @@ def tune(
         list[str] | None,
         typer.Option(
             "--candidate",
-            help=f"A precision to choose from; may be repeated. By default {', '.join(DEFAULT_CANDIDATES)}.",
+            help="A precision to choose from; may be repeated. By default the target's candidates.",
             metavar="P",
         ),
     ] = None,
@@ -79,7 +78,7 @@ def tune(
 
         chosen = load_target(target)
         try:
-            candidates = [Precision.parse(name) for name in candidate or DEFAULT_CANDIDATES]
+            candidates = [Precision.parse(name) for name in candidate or ()]
         except ValueError as error:
             raise UsageError(f"{error}.") from error
         opened = Checkpoint.open(checkpoint, lora)

@@ -21,7 +21,7 @@ from mobile_o_export.compression.activations import Statistics, layers, quantize
 from mobile_o_export.compression.form import Form
 from mobile_o_export.compression.integers import Integers, quantize
 from mobile_o_export.compression.palettes import Palettes, palettize
-from mobile_o_export.precision import Affine, Palette
+from mobile_o_export.precision import Affine, Palette, Precision
 from mobile_o_export.progress import Say, silent
 
 if TYPE_CHECKING:
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 FEWEST = 1024
 """Weights of fewer elements stay floating point: they are few bytes."""
+
+
+CHANNELS = 16
+"""Output channels that share a palette where a precision does not say."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ def compress_module(
     say: Say = silent,
     statistics: Statistics | None = None,
     dtype: type[np.floating] | None = None,
+    least_scale: float = 0.0,
 ) -> dict[str, Compressed]:
     """Replaces the weights of ``module`` by what their compressed forms restore; these by name.
 
@@ -102,6 +107,8 @@ def compress_module(
         say: told what happens.
         statistics: of the layers; needed where the recipe is ``calibrated``.
         dtype: what a runtime restores weights in, where that is not what the recipe computes in.
+        least_scale: integers that need a smaller one become palettes of as many bits, which have none; their
+            activations stay floating point.
 
     Raises:
         ConfigError: a rule matches no weight.
@@ -122,6 +129,9 @@ def compress_module(
         weight = parameter.detach().float().numpy()
         importance = layer.importance(form.shape) if layer and recipe.importance else None
         found = compress(name, weight, form, importance, dtype)
+        if isinstance(found.data, Integers) and found.data.scales.min() < least_scale:
+            form = _without_scales(form)
+            found = compress(name, weight, form, importance, dtype)
         bits = form.precision.calibrated_bits
         if layer and bits:
             found = replace(
@@ -130,6 +140,13 @@ def compress_module(
         parameter.data = torch.from_numpy(found.restored()).to(parameter.dtype)
         done[name] = found
     return done
+
+
+def _without_scales(form: Form) -> Form:
+    """A palette of as many bits, of few channels where it is smaller than fp16."""
+    bits = form.precision.weight_bits
+    palettes = (Form.of(Precision(Palette(bits, channels)), form.shape) for channels in (CHANNELS, None))
+    return next(palette for palette in palettes if palette.saves)
 
 
 def round_inputs(module: nn.Module, weights: Mapping[str, Compressed]) -> None:

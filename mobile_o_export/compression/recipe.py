@@ -4,26 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, StringConstraints
 
 from mobile_o_export.errors import ConfigError
 from mobile_o_export.precision import Precision
 from mobile_o_export.strict import Strict, nearest
 
 
+def _listed(value: Any) -> Any:
+    """A pattern that stands alone, as the only one of a list."""
+    return [value] if isinstance(value, str) else value
+
+
 class Rule(Strict):
-    """The precision of every weight whose name matches a pattern.
+    """The precision of every weight whose name matches one of some patterns.
 
     Attributes:
-        match: shell-style, the whole name: ``transformer_blocks.*.ff.*``.
+        match: shell-style, of whole names: ``transformer_blocks.*.ff.*``; a file may give one without a list.
         precision: of those weights.
         reason: why, for a reader.
     """
 
-    match: str = Field(min_length=1)
+    match: Annotated[
+        tuple[Annotated[str, StringConstraints(min_length=1)], ...],
+        BeforeValidator(_listed, json_schema_input_type=str | list[str]),
+        Field(min_length=1),
+    ]
     precision: Precision
     reason: str = ""
+
+    def concerns(self, name: str) -> bool:
+        """Whether it speaks of the weight ``name``."""
+        return any(fnmatchcase(name, pattern) for pattern in self.match)
 
 
 class Recipe(Strict):
@@ -65,15 +79,15 @@ class Recipe(Strict):
 
     def of(self, name: str) -> Precision:
         """The precision of the weight ``name``."""
-        return next((rule.precision for rule in self.rules if fnmatchcase(name, rule.match)), self.default)
+        return next((rule.precision for rule in self.rules if rule.concerns(name)), self.default)
 
     def require_used(self, names: Iterable[str], where: str) -> None:
-        """Raises ConfigError where a rule matches none of the weights ``names``."""
+        """Raises ConfigError where a rule's pattern matches none of the weights ``names``."""
         known = list(names)
-        for rule in self.rules:
-            if not any(fnmatchcase(name, rule.match) for name in known):
+        for pattern in (pattern for rule in self.rules for pattern in rule.match):
+            if not any(fnmatchcase(name, pattern) for name in known):
                 others = f" There are {', '.join(known[:3])} …" if known else ""
                 raise ConfigError(
-                    f"{where}: the rule {rule.match!r} matches no weight.{nearest(rule.match, known)}{others}"
+                    f"{where}: the rule {pattern!r} matches no weight.{nearest(pattern, known)}{others}"
                     " Correct or remove it."
                 )

@@ -29,8 +29,8 @@ from mobile_o_export.pipelines.pipeline import TORCH, Pipeline
 from mobile_o_export.pipelines.schedule import require_steps
 from mobile_o_export.pipelines.settings import PipelineNumbers
 from mobile_o_export.pipelines.settings import Settings as PipelineSettings
-from mobile_o_export.pipelines.tokenizer import Tokenizer
 from mobile_o_export.progress import Done, Progress
+from mobile_o_export.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from mobile_o_export.checkpoint import Checkpoint

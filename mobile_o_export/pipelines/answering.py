@@ -13,7 +13,7 @@ from mobile_o_export.errors import UsageError
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.pipelines.runner import Limits, Runner
 from mobile_o_export.pipelines.tasks import Prompt, embed, embed_prompt, finite
-from mobile_o_export.pipelines.tokenizer import TextStream
+from mobile_o_export.tokenizer import TextStream
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from mobile_o_export.errors import GateError, PromptTooLongError, UsageError
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.pipelines.prompts import IMAGE_TOKEN, SLOT, Task, Templates
 from mobile_o_export.pipelines.runner import Runner
-from mobile_o_export.pipelines.tokenizer import Tokenizer
+from mobile_o_export.tokenizer import Tokenizer
 
 
 class Scheduler(Protocol):

@@ -18,8 +18,8 @@ from mobile_o_export.pipelines.preprocessing import as_rgb, load_picture, pixel_
 from mobile_o_export.pipelines.prompts import Task
 from mobile_o_export.pipelines.runner import KeptRunners, Runner, Runners
 from mobile_o_export.pipelines.settings import Settings
-from mobile_o_export.pipelines.tokenizer import Tokenizer
 from mobile_o_export.progress import Say
+from mobile_o_export.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture

@@ -36,14 +36,16 @@ def recipe_toml(found: Sequence[Tuned], target: str, command: str) -> str:
             f"[components.{tuned.component}]",
             f'precision = "{default}"',
         ]
-        for name, precision in everything.items():
-            if precision != default:
-                lines += [
-                    "",
-                    f"[[components.{tuned.component}.rules]]",
-                    f"match = {json.dumps(glob.escape(name))}",
-                    f'precision = "{precision}"',
-                ]
+        for precision in sorted(set(everything.values()) - {default}, key=str):
+            names = (name for name, own in everything.items() if own == precision)
+            lines += [
+                "",
+                f"[[components.{tuned.component}.rules]]",
+                "match = [",
+                *(f"  {json.dumps(glob.escape(name))}," for name in names),
+                "]",
+                f'precision = "{precision}"',
+            ]
     return "\n".join(lines) + "\n"
 
 

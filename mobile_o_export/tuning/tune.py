@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mobile_o_export.backends.registry import backend
+from mobile_o_export.components.registry import chosen_components
 from mobile_o_export.compression.form import Form
+from mobile_o_export.compression.recipe import Recipe
 from mobile_o_export.errors import UsageError
-from mobile_o_export.plan import PlanItem, plan
+from mobile_o_export.plan import PlanItem, plan, refusal_of
 from mobile_o_export.precision import Precision
 from mobile_o_export.progress import Done, Progress
 from mobile_o_export.tuning.allocate import Allocation, frontier, within_budget, within_noise
@@ -81,27 +83,28 @@ def tune(
         checkpoint: what will be exported.
         target: for whom.
         components: names.
-        candidates: compressed precisions to choose from; floating point is always there.
+        candidates: compressed precisions to choose from, each where the backend does it for a component;
+            floating point is always there. Without any, the target's own.
         golden: recorded from ``checkpoint``; its inputs are what errors are measured on.
         goal: what to reach.
         cache: the file of measured sensitivities.
         progress: told what happens.
 
     Raises:
-        UsageError: the backend does not do a candidate, or the goal cannot be reached.
+        UsageError: the backend does a candidate for none of the components, there is nothing to choose from,
+            or the goal cannot be reached.
         GoldenError: ``golden`` is not of ``checkpoint``.
     """
     golden.require_checkpoint(checkpoint.digest)
     vendor = backend(target.backend)
-    for candidate in candidates:
-        if candidate.floating or not vendor.supports(candidate):
-            raise UsageError(
-                f"{candidate} is no candidate for {target.name}: {vendor.name} does {vendor.precisions}."
-            )
-    items = [item for item in plan(checkpoint, [target], components) if item.request is not None]
+    names = chosen_components(components)
+    # Planned as the whole target: components may need each other.
+    choices = offered(plan(checkpoint, [target]), candidates or target.candidates, vendor, checkpoint)
     known = Sensitivities(cache)
     parts = {
-        item.component: _Part(item, vendor, checkpoint, golden, candidates, known, progress) for item in items
+        item.component: _Part(item, vendor, checkpoint, golden, own, known, progress)
+        for item, own in choices
+        if item.component in names
     }
     if goal.budget_bytes is not None:
         chosen = _for_budget(parts, goal.budget_bytes)
@@ -113,6 +116,41 @@ def tune(
         found.append(parts[name].result(allocation))
         progress(target.name, name, Done(f"tuned, {found[-1].measured_db:.1f} dB"))
     return tuple(found)
+
+
+def offered(
+    items: Iterable[PlanItem], candidates: Sequence[Precision], vendor: Backend, checkpoint: Checkpoint
+) -> list[tuple[PlanItem, list[Precision]]]:
+    """The components of ``items`` that are exported, and which of ``candidates`` ``vendor`` does for each.
+
+    Raises:
+        UsageError: there is none, one is for no component, or a component cannot be exported at all.
+    """
+    if not candidates:
+        raise UsageError("the target's file says no candidates. Give --candidate P, or candidates there.")
+    found: list[tuple[PlanItem, list[Precision]]] = []
+    refused: dict[Precision, str] = {}
+    for item in items:
+        if item.refusal:
+            raise UsageError(f"{item.target}, {item.component}: {item.refusal}. Change the target's file.")
+        if item.request is None:
+            continue
+        floating = item.request.recipe.floating
+        own = []
+        for candidate in candidates:
+            request = replace(item.request, recipe=Recipe(floating=floating, default=candidate))
+            if reason := refusal_of(request, vendor, checkpoint):
+                refused[candidate] = reason
+            else:
+                own.append(candidate)
+        found.append((item, own))
+    for candidate in candidates:
+        if candidate.floating:
+            raise UsageError(f"{candidate} is no candidate: floating point is always there.")
+        if not any(candidate in own for _, own in found):
+            reason = refused.get(candidate, "every component is skipped")
+            raise UsageError(f"{candidate} is no candidate: {reason}.")
+    return found
 
 
 class _Part:

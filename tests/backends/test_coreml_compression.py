@@ -12,6 +12,7 @@ import pytest
 from recipes import recipe
 
 from mobile_o_export.backends.base import Artifact, LowerRequest
+from mobile_o_export.backends.coreml import write
 from mobile_o_export.backends.coreml.encode import Encoder
 from mobile_o_export.backends.coreml.interpreter import MilProgram, load_mlpackage
 from mobile_o_export.backends.registry import backend
@@ -22,12 +23,10 @@ from mobile_o_export.checkpoint import Checkpoint
 from mobile_o_export.components.registry import component
 from mobile_o_export.compression import check
 from mobile_o_export.compression.check import check_weights
-from mobile_o_export.compression.compress import Compressed, compress
-from mobile_o_export.compression.form import Form
+from mobile_o_export.compression.compress import Compressed
 from mobile_o_export.compression.palettes import Palettes
 from mobile_o_export.compression.recipe import Recipe
-from mobile_o_export.compression.recognise import Recogniser
-from mobile_o_export.errors import GateError, LoweringError
+from mobile_o_export.errors import GateError
 from mobile_o_export.export import export_bundle
 from mobile_o_export.golden import Golden
 from mobile_o_export.parity.judge import Status, verdict
@@ -178,21 +177,13 @@ def test_a_backend_that_encodes_something_else_cannot_export(
         lower("mcp", tmp_path, recipe("w8"))
 
 
-def test_scales_that_an_accelerator_may_take_for_zero_are_refused() -> None:
-    import coremltools as ct
-    from coremltools.converters.mil.mil import Builder, types
-
-    small = np.random.default_rng(0).normal(0, 3e-4, (32, 64)).astype(np.float32)
-    weight = compress("layer.weight", small, Form.of(Precision.parse("w8"), small.shape))
-
-    @Builder.program(
-        input_specs=[Builder.TensorSpec((1, 64), dtype=types.fp16)], opset_version=ct.target.iOS18
-    )
-    def program(x: Any) -> Any:
-        return Builder.linear(x=x, weight=weight.restored(), name="layer")
-
-    with pytest.raises(LoweringError, match=r"layer\.weight: its weights are so small.*a palette"):
-        Encoder(Recogniser({"layer.weight": weight})).encode(program)
+def test_no_scale_is_written_that_an_accelerator_may_take_for_zero(
+    lower: Lower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write, "LEAST_SCALE", 1.0)
+    rows = lower("mcp", tmp_path, recipe("w8")).weights
+    assert {str(row.precision) for row in rows} <= {"w8_lut_g16", "w8_lut"}
+    assert len(rows) > 1
 
 
 def _lowered(lower: Lower, folder: Path, wanted: Recipe) -> tuple[Encoder, Path]:

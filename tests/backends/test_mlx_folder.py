@@ -30,6 +30,7 @@ from mobile_o_export.parity.metrics import Array, snr_db
 from mobile_o_export.plan import plan
 from mobile_o_export.reference import TorchRunner
 from mobile_o_export.targets import Sequence, load_target, load_targets
+from mobile_o_export.tokenizer import Tokenizer
 
 TARGET = load_target("mobile-o-app")
 FILES = {*tokenizer.FILES, "config.json", "model.safetensors", "model.safetensors.index.json"}
@@ -322,8 +323,8 @@ def test_missing_tokenizer_files_say_what_the_others_do(reference_folder: Path, 
         reference_folder / "merges.txt"
     ).read_text().split("\n")[1:]
     assert json.loads((tmp_path / "added_tokens.json").read_text())["<|im_end|>"] == 555
-    assert tokenizer.token_id(tmp_path, "<|im_start|>") == 554
-    assert tokenizer.token_id(tmp_path, "<image>") is None
+    assert Tokenizer(tmp_path).id_of("<|im_start|>") == 554
+    assert Tokenizer(tmp_path).id_of("<image>") is None
 
 
 def test_a_tokenizer_of_vocabulary_and_merges_becomes_a_whole_one(

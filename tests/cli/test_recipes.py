@@ -80,7 +80,7 @@ def test_recipes_that_make_no_sense(
         (("--budget", "-5MB"), "is no size"),
         (("--budget", "1KB"), "more than the budget of 0.0 MB"),
         (("--min-snr", "30", "--candidate", "w7"), "precision 'w7' is unknown"),
-        (("--min-snr", "30", "--candidate", "w8_dyn"), "w8_dyn is no candidate for coreml-ane"),
+        (("--min-snr", "30", "--candidate", "w8_dyn"), "w8_dyn is no candidate: coreml does not do w8_dyn"),
         (("--min-snr", "30", "--golden", "nowhere"), "nowhere"),
     ],
 )

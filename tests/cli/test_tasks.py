@@ -24,8 +24,8 @@ from safetensors.numpy import load_file, save_file
 from mobile_o_export.backends.litert.backend import LiteRTBackend
 from mobile_o_export.errors import MissingToolError
 from mobile_o_export.parity.metrics import Array, psnr_db
-from mobile_o_export.pipelines.tokenizer import Tokenizer
 from mobile_o_export.resources import shipped
+from mobile_o_export.tokenizer import Tokenizer
 
 FAST = "litert-cpu"
 EVERYWHERE = pytest.mark.parametrize("place", [FAST, "tensorrt-orin", "torch"])

@@ -91,6 +91,20 @@ def test_the_module_computes_with_what_the_file_restores(name: str) -> None:
     np.testing.assert_array_equal(done["first.weight"].source, source.numpy())
 
 
+def test_weights_too_small_for_scales_become_palettes() -> None:
+    module = Small()
+    for layer in (module.first, module.kernel, module.last):
+        layer.weight.data[5] *= 1e-3
+    done = compress_module(module, recipe("w8", ("kernel.*", "w4")), "small", least_scale=2.0**-14)
+    assert {name: str(weight.form.precision) for name, weight in done.items()} == {
+        "first.weight": "w8_lut_g16",
+        "kernel.weight": "w4_lut_g16",
+        "last.weight": "w8_lut",  # 16 do not divide its channels
+    }
+    usual = compress_module(Small(), recipe("w8"), "small", least_scale=2.0**-14)
+    assert {str(weight.form.precision) for weight in usual.values()} == {"w8"}
+
+
 def test_tied_weights_stay_tied() -> None:
     embedding, head = nn.Embedding(128, 64), nn.Linear(64, 128, bias=False)
     head.weight = embedding.weight

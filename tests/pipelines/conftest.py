@@ -8,8 +8,8 @@ import pytest
 
 from mobile_o_export.checkpoint import Checkpoint
 from mobile_o_export.pipelines.settings import Settings
-from mobile_o_export.pipelines.tokenizer import Tokenizer
 from mobile_o_export.reference import settings
+from mobile_o_export.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -18,9 +18,9 @@ from mobile_o_export.pipelines.conversation import Conversation
 from mobile_o_export.pipelines.pipeline import Pipeline
 from mobile_o_export.pipelines.runner import Limits
 from mobile_o_export.pipelines.settings import Settings
-from mobile_o_export.pipelines.tokenizer import Tokenizer
 from mobile_o_export.pipelines.workbench import Workbench
 from mobile_o_export.reference import TorchRunner, torch_pipeline
+from mobile_o_export.tokenizer import Tokenizer
 
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 TURN = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"

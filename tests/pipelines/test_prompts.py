@@ -9,7 +9,7 @@ import pytest
 from mobile_o_export.errors import PromptTooLongError, UsageError
 from mobile_o_export.pipelines import tasks
 from mobile_o_export.pipelines.prompts import IMAGE_TOKEN, Task, Templates
-from mobile_o_export.pipelines.tokenizer import Tokenizer
+from mobile_o_export.tokenizer import Tokenizer
 
 IMAGE_TOKENS = 16
 EVERY_TASK = pytest.mark.parametrize("task", list(Task))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mobile_o_export.errors import CheckpointError
-from mobile_o_export.pipelines.tokenizer import Tokenizer
+from mobile_o_export.tokenizer import Tokenizer
 
 TEXTS = [
     "a red cube",

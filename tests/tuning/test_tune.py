@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mobile_o_export.backends.registry import backend
 from mobile_o_export.checkpoint import Checkpoint
+from mobile_o_export.components.registry import COMPONENT_NAMES
 from mobile_o_export.errors import GoldenError, UsageError
 from mobile_o_export.golden import Golden
 from mobile_o_export.plan import plan
 from mobile_o_export.precision import Precision
-from mobile_o_export.targets import Target, load_target, load_targets
+from mobile_o_export.targets import Target, load_target, load_targets, target_names
 from mobile_o_export.tuning import sensitivity
 from mobile_o_export.tuning.outcome import recipe_toml, write_outcome
-from mobile_o_export.tuning.tune import Goal, Tuned, tune
+from mobile_o_export.tuning.tune import Goal, Tuned, offered, tune
 
 CANDIDATES = tuple(Precision.parse(name) for name in ("w8_lut_g16", "w6_lut_g16", "w4_lut_g16"))
 PARTS = ("mcp", "vision_encoder")
@@ -138,8 +140,11 @@ def test_numbers_and_chart_lie_beside_the_recipe(
 def test_candidates_that_the_backend_lacks_are_refused(
     reference_checkpoint: Checkpoint, reference_golden: Golden, tmp_path: Path
 ) -> None:
-    for name, wrong in (("litert-cpu", "w4_lut_g16"), ("coreml-ane", "fp16")):
-        with pytest.raises(UsageError, match=rf"{wrong} is no candidate for {name}: .* does "):
+    for name, wrong, why in (
+        ("litert-cpu", "w4_lut_g16", "litert does not do w4_lut_g16; it does "),
+        ("coreml-ane", "fp16", "floating point is always there"),
+    ):
+        with pytest.raises(UsageError, match=rf"{wrong} is no candidate: {why}"):
             tune(
                 reference_checkpoint,
                 load_target(name),
@@ -150,6 +155,52 @@ def test_candidates_that_the_backend_lacks_are_refused(
                 tmp_path / "x.jsonl",
                 lambda *_: None,
             )
+
+
+def test_what_is_offered_is_what_the_backend_does_for_the_component(
+    reference_checkpoint: Checkpoint, reference_golden: Golden, tmp_path: Path
+) -> None:
+    app = load_target("mobile-o-app")
+    (tuned,) = tune(
+        reference_checkpoint,
+        app,
+        ["vision_encoder"],
+        (),
+        reference_golden,
+        Goal(snr_db=30.0),
+        tmp_path / "x.jsonl",
+        lambda *_: None,
+    )
+    assert [str(precision) for precision, _, _ in tuned.uniform] == [str(c) for c in CANDIDATES]
+    assert Precision.parse("w4_affine_b64") in app.candidates
+
+
+@pytest.mark.parametrize("name", target_names())
+def test_each_shipped_candidate_is_one_for_some_component(
+    reference_checkpoint: Checkpoint, name: str
+) -> None:
+    target = load_target(name)
+    items = plan(reference_checkpoint, [target])
+    found = offered(items, target.candidates, backend(target.backend), reference_checkpoint)
+    assert [item.component for item, _ in found] == list(COMPONENT_NAMES)
+    assert all(own for _, own in found)
+
+
+def test_a_target_without_candidates_asks_for_one(
+    reference_checkpoint: Checkpoint, target: Target, reference_golden: Golden, tmp_path: Path
+) -> None:
+    silent = target.model_copy(update={"candidates": ()})
+    with pytest.raises(UsageError, match="Give --candidate P"):
+        tune(
+            reference_checkpoint,
+            silent,
+            PARTS,
+            (),
+            reference_golden,
+            Goal(snr_db=30.0),
+            tmp_path / "x.jsonl",
+            lambda *_: None,
+        )
 
 
 def test_a_golden_of_another_checkpoint_is_refused(

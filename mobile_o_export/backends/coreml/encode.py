@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mobile_o_export.compression.palettes import Palettes
-from mobile_o_export.errors import LoweringError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -96,10 +95,5 @@ def _restoring(placed: Placed, operation: Any) -> Any:
     if isinstance(placed.weight.data, Palettes):
         indices = placed.numbers().astype(string_to_nptype(f"uint{bits}"))
         return Builder.constexpr_lut_to_dense(indices=indices, lut=placed.tables()[..., None], **place)
-    if placed.weight.data.scales.min() < np.finfo(np.float16).tiny:
-        raise LoweringError(
-            f"{placed.weight.name}: its weights are so small that a scale is below fp16's normal numbers, "
-            "which an accelerator may take for zero. Give it a palette by a rule; it has no scales."
-        )
     integers = placed.numbers().astype(string_to_nptype(f"int{bits}"))
     return Builder.constexpr_blockwise_shift_scale(data=integers, scale=placed.tables(), **place)

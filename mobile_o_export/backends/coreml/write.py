@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from mobile_o_export.backends.base import Artifact, GraphFile, LowerRequest
 from mobile_o_export.backends.coreml import convert
 from mobile_o_export.backends.coreml.encode import Encoder
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mobile_o_export.components.base import GraphSpec
+
+LEAST_SCALE = float(np.finfo(np.float16).tiny)
+"""fp16's smallest normal number; an accelerator may take what is below it for zero."""
 
 DEFAULT_FUNCTION = "main"
 """What Core ML calls the only function of a package."""
@@ -55,7 +60,10 @@ def write_package(
     what = f"{component} for {request.target}: coremltools"
     module = load()
     spell_out_tanh_gelu(module)
-    weights = Recogniser(compress_module(module, request.recipe, what, progress, request.statistics))
+    compressed = compress_module(
+        module, request.recipe, what, progress, request.statistics, least_scale=LEAST_SCALE
+    )
+    weights = Recogniser(compressed)
     round_inputs(module, weights.compressed)
     encoder = Encoder(weights)
     half = request.recipe.floating == Precision.FP16

@@ -32,6 +32,7 @@ class MobileOAppBackend:
     """The folder that the published iOS app downloads."""
 
     name = "mobile-o-app"
+    memory_per_weight_byte = COREML.memory_per_weight_byte
     precisions = f"{COREML.precisions}, and for the llm w4_affine_bB and w8_affine_bB"
 
     def supports(self, precision: Precision) -> bool:
@@ -60,11 +61,13 @@ class MobileOAppBackend:
         )
 
     def refusal(self, request: LowerRequest, checkpoint: Checkpoint) -> str:
-        """Offsets are for ``llm/`` alone, which holds nothing else but fp16."""
+        """Offsets are for ``llm/`` alone, which holds only fp16 beside, and what the vision encoder needs."""
         if request.component.name == language.LANGUAGE:
             return language.language_refusal(request.recipe, request.component, checkpoint)
         if affine := [kind for kind in request.recipe.precisions if isinstance(kind.weights, Affine)]:
             return f"{affine[0]} is MLX's, for the llm; Core ML packages are written without offsets"
+        if request.component.name == packages.VISION and language.LANGUAGE in request.absent:
+            return "the app keeps the vision encoder's projector in llm/: export the llm as well"
         return ""
 
     def lower(self, request: LowerRequest, checkpoint: Checkpoint, folder: Path, progress: Say) -> Artifact:

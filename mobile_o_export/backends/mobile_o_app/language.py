@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mobile_o_export.backends.base import Artifact, GraphFile, LowerRequest
-from mobile_o_export.backends.mobile_o_app import tokenizer
 from mobile_o_export.backends.mobile_o_app.mlx import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -19,10 +18,12 @@ from mobile_o_export.backends.mobile_o_app.mlx import (
     read_weights,
     write_weights,
 )
+from mobile_o_export.backends.mobile_o_app.tokenizer import write_tokenizer
 from mobile_o_export.compression.half import within_half
 from mobile_o_export.precision import Affine, Precision
 from mobile_o_export.progress import Say
 from mobile_o_export.tensors import Role
+from mobile_o_export.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -140,7 +141,7 @@ def write_language(
         else:
             tensors |= quantized_tensors(name, weight)
     write_weights(place, tensors)
-    tokenizer.write_tokenizer(checkpoint.tokenizer_files, place)
+    write_tokenizer(checkpoint.tokenizer_files, place)
     _write_config(checkpoint, recipe, weights, place)
     progress("reading the weights back")
     read = ((weights[name][1], values) for name, values in read_weights(place))
@@ -181,7 +182,7 @@ def _write_config(
 ) -> None:
     """``config.json``, with the keys that the app reads."""
     language = checkpoint.config.language
-    found = tokenizer.token_id(folder, IMAGE_TOKEN)
+    found = Tokenizer(folder).id_of(IMAGE_TOKEN)
     config: dict[str, Any] = {
         "model_type": "llava_qwen2",
         "hidden_size": language["hidden_size"],

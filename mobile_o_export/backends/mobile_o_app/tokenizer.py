@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mobile_o_export.tokenizer import Tokenizer
+
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
 VOCABULARY, MERGES = "vocab.json", "merges.txt"
 ADDED, SPECIAL = "added_tokens.json", "special_tokens_map.json"
@@ -24,10 +26,7 @@ def write_tokenizer(own: Sequence[Path], folder: Path) -> None:
     if not (folder / CONFIG).is_file():
         _write(folder / CONFIG, {"tokenizer_class": "Qwen2Tokenizer"})
     if not (folder / TOKENIZER).is_file():
-        from transformers import Qwen2Tokenizer
-
-        tokenizer: Any = Qwen2Tokenizer.from_pretrained(str(folder))
-        tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
+        Tokenizer(folder).save(folder / TOKENIZER)
     whole, config = json.loads((folder / TOKENIZER).read_text()), json.loads((folder / CONFIG).read_text())
     model = whole["model"]
     derived = {
@@ -42,13 +41,6 @@ def write_tokenizer(own: Sequence[Path], folder: Path) -> None:
         # Older versions of the format have a pair as one string.
         pairs = (pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"])
         (folder / MERGES).write_text("\n".join(["#version: 0.2", *pairs]) + "\n")
-
-
-def token_id(folder: Path, token: str) -> int | None:
-    """The id of an added ``token``, if the tokenizer in ``folder`` has it."""
-    whole = json.loads((folder / TOKENIZER).read_text())
-    found: int | None = {known["content"]: known["id"] for known in whole["added_tokens"]}.get(token)
-    return found
 
 
 def _write(path: Path, content: Any) -> None:
