@@ -69,7 +69,14 @@ class Palettes:
 
     def restored(self, dtype: type[np.floating] = np.float16) -> Array:
         """The weights that the indices stand for, [G, N], in ``dtype``."""
-        return np.take_along_axis(self.values.astype(dtype), self.indices.astype(np.intp), axis=1)
+        values, found = self.values.astype(dtype), np.empty(self.indices.shape, dtype)
+        count, length = self.indices.shape
+        # NumPy looks up by indices of eight bytes: a few of them at a time.
+        for rows in _chunks(count, length):
+            for start in range(0, length, CHUNK):
+                part = (rows, slice(start, start + CHUNK))
+                found[part] = np.take_along_axis(values[rows], self.indices[part].astype(np.intp), axis=1)
+        return found
 
 
 def palettize(groups: Array, bits: int, importance: Array | None = None) -> Palettes:

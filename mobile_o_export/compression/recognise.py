@@ -73,15 +73,16 @@ class Recogniser:
 
     def __init__(self, compressed: Mapping[str, Compressed]) -> None:
         self.compressed = compressed
-        self._known: dict[tuple[int, int, int], list[tuple[Compressed, Array]]] = {}
+        self._known: dict[tuple[int, int, int], list[Compressed]] = {}
         self._found: set[str] = set()
         for weight in compressed.values():
-            restored = weight.restored()
-            self._known.setdefault(_fingerprint(restored), []).append((weight, restored))
+            self._known.setdefault(_fingerprint(weight.restored()), []).append(weight)
 
     def find(self, constant: Array) -> Placed | None:
         """The weight that a floating-point ``constant`` holds, if it holds one."""
-        for weight, restored in self._known.get(_fingerprint(constant), ()):
+        for weight in self._known.get(_fingerprint(constant), ()):
+            # Restored again rather than kept: that would be as much memory as the module takes.
+            restored = weight.restored()
             dense = restored.reshape([size for size in restored.shape if size > 1])
             squeezed = constant.reshape([size for size in constant.shape if size > 1])
             for axes in ((*range(dense.ndim),), (*reversed(range(dense.ndim)),)):

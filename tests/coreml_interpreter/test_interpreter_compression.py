@@ -320,4 +320,5 @@ def test_keep_weights(tmp_path, silent, keep):
     large = [
         value for values in program.weights._tensors.values() for value in values if value.numel() >= 4096
     ]
-    assert bool(large) is keep
+    # The restored weight alone; the integers that it came from are not asked for again.
+    assert len(large) == int(keep)

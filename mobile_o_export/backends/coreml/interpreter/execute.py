@@ -153,7 +153,9 @@ class Interpreter:
         try:
             if step.implementation is None:
                 return self._control(step, environment, state)
-            return self._call(operation, step.implementation, step.inputs, environment)
+            return self._call(
+                operation, step.implementation, step.inputs, environment, keep=self.keep_weights
+            )
         except ExportError:
             raise
         except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
@@ -168,12 +170,15 @@ class Interpreter:
         implementation: Implementation,
         sources: Mapping[str, tuple[Source, ...]],
         environment: Mapping[str, Tensor],
+        *,
+        keep: bool,
     ) -> tuple[Tensor, ...]:
+        """The operation's results; ``keep`` is of its constants."""
         from mobile_o_export.backends.coreml.interpreter.registry import Call
         from mobile_o_export.backends.coreml.interpreter.values import held_dtype, settle
 
         arguments = {
-            name: tuple(self._value(source, environment) for source in values)
+            name: tuple(self._value(source, environment, keep=keep) for source in values)
             for name, values in sources.items()
         }
         types = tuple(output.type for output in operation.outputs)
@@ -221,29 +226,32 @@ class Interpreter:
             entered = {**environment, **dict(zip(body.inputs, values, strict=True))}
             values = self._run(body, entered, state)
 
-    def _value(self, source: Source, environment: Mapping[str, Tensor]) -> Value:
+    def _value(self, source: Source, environment: Mapping[str, Tensor], *, keep: bool) -> Value:
         if isinstance(source, Constant) and source.type.dtype == STRING:
             if isinstance(source.source, ImmediateSource) and isinstance(source.source.value, str):
                 return source.source.value
             raise EvaluationError(f"{self._where} uses a tensor of strings, which nothing here reads")
-        return self._tensor(source, environment)
+        return self._tensor(source, environment, keep=keep)
 
-    def _tensor(self, source: Source, environment: Mapping[str, Tensor]) -> Tensor:
+    def _tensor(
+        self, source: Source, environment: Mapping[str, Tensor], *, keep: bool | None = None
+    ) -> Tensor:
+        """A variable or constant; ``keep`` is of constants, by default as the interpreter was told."""
         from mobile_o_export.backends.coreml.interpreter.plan import Derived
 
         store = self.function.weights
+        keep = self.keep_weights if keep is None else keep
         if isinstance(source, Constant):
-            return store.tensor(source, keep=self.keep_weights)
+            return store.tensor(source, keep=keep)
         if isinstance(source, Derived):
             derived = source
 
             def decompress() -> tuple[Tensor, ...]:
-                return self._call(derived.operation, derived.implementation, derived.inputs, {})
+                # What it is restored from is not asked for again.
+                return self._call(derived.operation, derived.implementation, derived.inputs, {}, keep=False)
 
             # Rounded and unrounded weights differ, so interpreters of either kind keep their own.
-            return store.derived((derived.key, self.rounding), decompress, keep=self.keep_weights)[
-                derived.output
-            ]
+            return store.derived((derived.key, self.rounding), decompress, keep=keep)[derived.output]
         return environment[source.name]
 
 
