@@ -49,7 +49,7 @@ class LiteRTBackend:
     """.tflite files."""
 
     name = "litert"
-    memory_per_weight_byte = 4.0
+    memory_per_weight_byte = 5.0
     precisions = (
         f"fp32, fp16, w16, w4, w8, w4_dyn, w8_dyn, w4_bB_dyn (B a multiple of {FAST_BLOCK}), w8a8 and w8a16"
     )

@@ -57,7 +57,7 @@ class OnnxBackend:
     """.onnx files with external data."""
 
     name = "onnx"
-    memory_per_weight_byte = 2.7
+    memory_per_weight_byte = 4.0
     precisions = (
         "fp32, fp16, w16, w8, w8a8, from opset 21 w4, w8_bB and w4_bB, and for ONNX Runtime any of these "
         "weight-only integers with _dyn"
