@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from mobile_o_export.components.registry import COMPONENT_NAMES
+from mobile_o_export.components.registry import COMPONENT_NAMES, chosen_components
 from mobile_o_export.compression.recipe import Recipe, Rule
 from mobile_o_export.errors import ConfigError, UsageError
 from mobile_o_export.parity.gates import Gate, shipped_gates
@@ -240,13 +240,9 @@ def load_targets(
 def _chosen(text: str, floating: Precision) -> dict[str, ComponentRecipe]:
     """What ``P`` or ``component=P`` asks of components, for a target that computes in ``floating``."""
     component, _, name = text.rpartition("=")
-    if component and component not in COMPONENT_NAMES:
-        raise UsageError(
-            f"component {component!r} is unknown.{nearest(component, COMPONENT_NAMES)} Use one of "
-            f"{', '.join(COMPONENT_NAMES)}."
-        )
+    components = chosen_components([component] if component else ())
     try:
         wanted = ComponentRecipe(precision=floating if name == UNCOMPRESSED else Precision.parse(name))
     except ValueError as error:
         raise UsageError(f"{error}.") from error
-    return dict.fromkeys([component] if component else COMPONENT_NAMES, wanted)
+    return dict.fromkeys(components, wanted)

@@ -51,13 +51,11 @@ def dynamic_examples(spec: GraphSpec) -> tuple[torch.Tensor, ...]:
     return tuple(building.example(tensor.bind(EXAMPLE_EXTENTS)) for tensor in spec.inputs)
 
 
-def dynamic_shapes(spec: GraphSpec) -> Any:
-    """``torch.export``'s dynamic_shapes for a :class:`Positional` graph: every letter is dynamic."""
+def dynamic_shapes(spec: GraphSpec, dims: Mapping[str, Any]) -> tuple[dict[int, Any] | None, ...]:
+    """``torch.export``'s dynamic_shapes of a graph's inputs, each letter the one of ``dims``."""
 
     def axes(tensor: TensorSpec) -> dict[int, Any] | None:
-        found = {
-            axis: torch.export.Dim.DYNAMIC for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)
-        }
+        found = {axis: dims[dim] for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)}
         return found or None
 
-    return (tuple(axes(tensor) for tensor in spec.inputs),)
+    return tuple(axes(tensor) for tensor in spec.inputs)

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 FEWEST = 1024
 """Weights of fewer elements stay floating point: they are few bytes."""
 
-
 CHANNELS = 16
 """Output channels that share a palette where a precision does not say."""
 
@@ -114,7 +113,9 @@ def compress_module(
         ConfigError: a rule matches no weight.
         ExportError: a weight is not finite.
     """
-    parameters, known = dict(module.named_parameters()), statistics or {}
+    parameters = dict(module.named_parameters())
+    # A layer that no recorded call reached has nothing to be calibrated on.
+    known = {name: layer for name, layer in (statistics or {}).items() if layer.positions}
     if dtype is None:
         dtype = np.float32 if recipe.floating.arithmetic_bits == 32 else np.float16
     done: dict[str, Compressed] = {}
@@ -123,9 +124,6 @@ def compress_module(
         say(f"compressing weight {index + 1} of {len(stored)}")
         parameter = parameters[name]
         layer = known.get(name)
-        # A layer that no recorded call reached has nothing to be calibrated on.
-        if layer is not None and not layer.positions:
-            layer = None
         weight = parameter.detach().float().numpy()
         importance = layer.importance(form.shape) if layer and recipe.importance else None
         found = compress(name, weight, form, importance, dtype)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from mobile_o_export.backends.tracing import dynamic_shapes
 from mobile_o_export.components import building
 
 if TYPE_CHECKING:
@@ -49,12 +50,7 @@ def convert(spec: GraphSpec, graph: nn.Module, package: Path, *, half: bool, enc
         program = torch.export.export(
             graph.eval(),
             examples,
-            dynamic_shapes=tuple(
-                {axis: dims[dim] for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)}
-                for tensor in spec.inputs
-            )
-            if extents
-            else None,
+            dynamic_shapes=dynamic_shapes(spec, dims) if extents else None,
         ).run_decompositions({})
     pipeline = ct.PassPipeline.DEFAULT
     pipeline.remove_passes(SKIPPED_PASSES)

@@ -64,7 +64,7 @@ def write_package(
         module, request.recipe, what, progress, request.statistics, least_scale=LEAST_SCALE
     )
     weights = Recogniser(compressed)
-    round_inputs(module, weights.compressed)
+    round_inputs(module, compressed)
     encoder = Encoder(weights)
     half = request.recipe.floating == Precision.FP16
     with tempfile.TemporaryDirectory(dir=package.parent) as work:
@@ -87,5 +87,5 @@ def write_package(
     with captured(f"{what} (description)"):
         convert.describe(package, {entries[spec.name]: spec for spec in specs}, component)
     progress("reading the weights back")
-    rows = check_weights(weights.compressed, encoder.stored(package, component), component)
+    rows = check_weights(compressed, encoder.stored(package, component), component)
     return Artifact(tuple(GraphFile(spec, package.name, entries[spec.name]) for spec in specs), rows)

@@ -24,6 +24,9 @@ AXIS_NAMES: Mapping[str, str] = {
 }
 """Hugging Face's names of the dynamic axes."""
 
+DYNAMIC = dict.fromkeys(AXIS_NAMES, torch.export.Dim.DYNAMIC)
+"""Every letter is of any size."""
+
 
 def convert(
     spec: GraphSpec, graph: nn.Module, path: Path, settings: OnnxOptions, encoder: Encoder
@@ -39,7 +42,8 @@ def convert(
             dynamic_examples(spec),
             dynamo=True,
             opset_version=settings.opset,
-            dynamic_shapes=dynamic_shapes(spec) if spec.profiles else None,
+            # In a tuple of their own: the graph takes any number of inputs.
+            dynamic_shapes=(dynamic_shapes(spec, DYNAMIC),) if spec.profiles else None,
             input_names=[tensor.name for tensor in spec.inputs],
             output_names=[tensor.name for tensor in spec.outputs],
             verbose=False,
