@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -288,10 +288,14 @@ def _lower(
     )
 
 
-def _chain_gate(entries: Iterable[ComponentEntry]) -> ChainGate | None:
+def _chain_gate(entries: Mapping[str, ComponentEntry]) -> ChainGate | None:
     """What chains over these components must reach."""
-    precisions = [kind for entry in entries if entry.recipe for kind in entry.recipe.precisions]
-    return shipped_gates().of_chain(precisions) if precisions else None
+    judged = {
+        name: (entry.recipe.precisions, entry.gate)
+        for name, entry in entries.items()
+        if entry.recipe is not None and entry.gate is not None
+    }
+    return shipped_gates().of_chain(judged) if judged else None
 
 
 def _manifest(
@@ -325,7 +329,7 @@ def _manifest(
                 sequence=target.sequence,
                 options=target.options,
                 components=entries[target.name],
-                chain_gate=_chain_gate(entries[target.name].values()),
+                chain_gate=_chain_gate(entries[target.name]),
             )
             for target in targets
         },

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from pydantic import Field
@@ -51,6 +51,26 @@ class ChainGate(Strict):
     tie: float = Field(ge=0.0, lt=1.0)
 
 
+LEVELS = ("image_features_db", "hidden_states_db", "conditioning_db", "logits_db", "latent_db")
+"""Of ``ChainGate``, the signal-to-noise ratios."""
+
+_SEEN = ("vision_encoder",)
+_READ = (*_SEEN, "llm")
+_DRAWN = (*_READ, "mcp", "dit")
+_SHOWN = (*_DRAWN, "vae_decoder")
+UP_TO: Mapping[str, tuple[str, ...]] = {
+    "image_features_db": _SEEN,
+    "hidden_states_db": _READ,
+    "logits_db": _READ,
+    "tie": _READ,
+    "conditioning_db": (*_READ, "mcp"),
+    "latent_db": _DRAWN,
+    "psnr_db": _SHOWN,
+    "ssim": _SHOWN,
+}
+"""Of each of ``ChainGate``, the components whose errors a chain has gathered there."""
+
+
 class PrecisionGates(Strict):
     """The gates of one precision: of a function alone, and of the stages of a chain."""
 
@@ -76,10 +96,30 @@ class Gates(Strict):
             (self._gates(precision).function for precision in precisions), key=lambda gate: gate.snr_db
         )
 
-    def of_chain(self, precisions: Iterable[Precision]) -> ChainGate:
-        """What a chain over components of these ``precisions`` must reach: as much as the coarsest can."""
-        gates = [self._gates(precision).chain for precision in precisions]
-        return min(gates, key=lambda gate: gate.latent_db)
+    def of_chain(self, components: Mapping[str, tuple[Collection[Precision], Gate]]) -> ChainGate:
+        """What a chain must reach: at each stage as much as the coarsest component up to it can.
+
+        Args:
+            components: each that the target has, its precisions and its gate. One that is looser than its
+                precisions' own holds for the stages after it as well, which cannot be better.
+        """
+        asked = {name: self._asked(precisions, gate) for name, (precisions, gate) in components.items()}
+        loosest = {}
+        for field, names in UP_TO.items():
+            # A target without any of them has no chain that comes this far, and still a whole gate.
+            values = [
+                getattr(asked[name], field) for name in asked if name in names or not asked.keys() & names
+            ]
+            loosest[field] = max(values) if field == "tie" else min(values)
+        return ChainGate(**loosest)
+
+    def _asked(self, precisions: Collection[Precision], own: Gate) -> ChainGate:
+        """What a chain that has only this component's errors must reach."""
+        coarsest = min(map(self._gates, precisions), key=lambda gates: gates.function.snr_db)
+        if own.snr_db >= coarsest.function.snr_db:
+            return coarsest.chain
+        bounded = {field: min(getattr(coarsest.chain, field), own.snr_db) for field in LEVELS}
+        return coarsest.chain.model_copy(update=bounded)
 
     def _gates(self, precision: Precision) -> PrecisionGates:
         gates: PrecisionGates = getattr(self, _class(precision))

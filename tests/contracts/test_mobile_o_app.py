@@ -224,6 +224,13 @@ def test_chains_show_what_the_missing_length_costs(app: Path) -> None:
     rows = json.loads((app / "parity.json").read_text())["rows"]
     chained = [row for row in rows if row["component"] == "pipeline"]
     assert {row["status"] for row in chained} == {Status.PASSED}
+    # The tower has 8 bits and the projector is in fp16; the llm is at 4 bits, with a gate of its own.
+    gates = {row["output"]: row["gate"] for row in chained}
+    assert (gates["image_features"], gates["logits"], gates["hidden_states"]) == (
+        "≥ 35 dB",
+        "≥ 12 dB",
+        "≥ 12 dB",
+    )
     levels = {row["case"]: row["snr_db"] for row in chained if row["output"] == "unconditional"}
     assert levels.keys() == {"circle-and-square", "triangles", "long", "recolour"}
     # Beyond 77 positions nothing is missing; below, two rows at the end and the mean over positions.
@@ -299,7 +306,6 @@ def test_the_vision_package_is_the_tower_without_its_projector(app: Path, demo: 
         wanted = tower(torch.from_numpy(image).float()).numpy()
     found = function(app, "vision_encoder").run({"images": image})["image_features"]
     assert found.dtype == np.float16
-    # What the projector's 4 bits hide from the gate of the function.
     assert snr_db(wanted, found) > 35
 
 

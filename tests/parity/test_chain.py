@@ -9,8 +9,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from mobile_o_export.components.registry import COMPONENT_NAMES
 from mobile_o_export.parity.chain import CHAIN, ChainJudge
-from mobile_o_export.parity.gates import ChainGate, shipped_gates
+from mobile_o_export.parity.gates import ChainGate, Gate, shipped_gates
 from mobile_o_export.parity.judge import Row, Status
 from mobile_o_export.parity.metrics import SNR_CEILING_DB, Array, psnr_db, ssim
 from mobile_o_export.precision import Precision
@@ -306,6 +307,13 @@ def test_a_row_of_what_could_not_be_run(judge: ChainJudge) -> None:
     assert row.gate == ""
 
 
+def whole(*precisions: Precision, **own: tuple[list[Precision], Gate]) -> ChainGate:
+    """The gate of a target whose components all have these precisions, but for ``own``."""
+    gates = shipped_gates()
+    shared = list(precisions), gates.of(precisions)
+    return gates.of_chain(dict.fromkeys(COMPONENT_NAMES, shared) | own)
+
+
 @pytest.mark.parametrize(
     ("precision", "least_psnr_db", "most_tie"),
     # What the project promises of its targets; the file may ask for more.
@@ -314,7 +322,7 @@ def test_a_row_of_what_could_not_be_run(judge: ChainJudge) -> None:
 def test_the_shipped_gates_keep_the_promise(
     precision: Precision, least_psnr_db: float, most_tie: float
 ) -> None:
-    gate = shipped_gates().of_chain([precision])
+    gate = whole(precision)
     assert gate.psnr_db >= least_psnr_db
     assert gate.tie <= most_tie
     assert 0.9 < gate.ssim <= 1.0
@@ -337,8 +345,37 @@ def test_the_shipped_gates_keep_the_promise(
     ],
 )
 def test_a_chain_s_gate_is_that_of_its_coarsest_component(precisions: list[Precision], coarsest: str) -> None:
+    assert whole(*precisions) == getattr(shipped_gates(), coarsest).chain
+
+
+def test_a_stage_is_held_to_the_coarsest_component_up_to_it() -> None:
     gates = shipped_gates()
-    assert gates.of_chain(precisions) == getattr(gates, coarsest).chain
+    w4, w8 = Precision.parse("w4_b32"), Precision.parse("w8")
+    found = whole(Precision.FP16, vision_encoder=([w8], gates.of([w8])), mcp=([w4], gates.of([w4])))
+    eight, four = gates.w8.chain, gates.w4.chain
+    assert found.image_features_db == eight.image_features_db
+    assert (found.hidden_states_db, found.logits_db) == (eight.hidden_states_db, eight.logits_db)
+    assert (found.tie, found.conditioning_db) == (eight.tie, four.conditioning_db)
+    assert (found.latent_db, found.psnr_db, found.ssim) == (four.latent_db, four.psnr_db, four.ssim)
+
+
+@pytest.mark.parametrize("least_db", [12.0, 30.0])
+def test_no_stage_is_asked_for_more_than_a_component_s_own_looser_gate(least_db: float) -> None:
+    own = Gate(snr_db=least_db, reason="measured")
+    w8 = Precision.parse("w8")
+    found, plain = whole(w8, llm=([w8], own)), shipped_gates().w8.chain
+    later = ("hidden_states_db", "logits_db", "conditioning_db", "latent_db")
+    assert found == plain.model_copy(update=dict.fromkeys(later, least_db))
+
+
+def test_a_stricter_gate_of_a_component_s_own_is_its_own_affair() -> None:
+    w8 = Precision.parse("w8")
+    assert whole(w8, llm=([w8], Gate(snr_db=60.0))) == shipped_gates().w8.chain
+
+
+def test_a_target_of_one_component_has_a_whole_gate() -> None:
+    gates = shipped_gates()
+    assert gates.of_chain({"vae_decoder": ([Precision.W16], gates.of([Precision.W16]))}) == gates.w16.chain
 
 
 def test_no_gate_of_a_coarser_precision_asks_for_more() -> None:

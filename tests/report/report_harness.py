@@ -71,7 +71,7 @@ def target(name: str, precision: Precision, **changes: Any) -> TargetEntry:
         sequence=Sequence(lengths=(64,), context=128),
         options={"opset": 20},
         components={part: component(name, part, precision, 2_000_000) for part in FUNCTIONS},
-        chain_gate=GATES.of_chain([precision]),
+        chain_gate=GATES.of_chain({part: ([precision], GATES.of([precision])) for part in FUNCTIONS}),
     )
     return entry.model_copy(update=changes)
 

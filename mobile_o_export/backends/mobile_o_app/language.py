@@ -26,7 +26,7 @@ from mobile_o_export.tensors import Role
 from mobile_o_export.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
 
     from mobile_o_export.checkpoint import Checkpoint
     from mobile_o_export.components.base import Component, GraphOptions, GraphSpec
@@ -87,12 +87,8 @@ def language_refusal(recipe: Recipe, component: Component, checkpoint: Checkpoin
         return f"MLX has groups of {', '.join(map(str, GROUP_SIZES))} weights, not of {blocks[0]}"
     if not kinds:
         return ""
-    outline = checkpoint.outline()
-    module = component.load(outline)
-    chosen = [(name, recipe.of(name), tuple(weight.shape)) for name, weight in weights_of(module)]
-    for name, tensor in outline.state_dict(CHECKPOINT_PROJECTOR).items():
-        chosen.append((CHECKPOINT_PROJECTOR + name, recipe.default, tuple(tensor.shape)))
-    for name, precision, shape in chosen:
+    for name, weight in weights_of(component.load(checkpoint.outline())):
+        precision, shape = recipe.of(name), tuple(weight.shape)
         if len(shape) == 2 and not precision.floating and not Form.exists(precision, shape):
             return f"{name} has rows of {shape[1]} weights, which {precision} does not divide into blocks"
     return ""
@@ -117,12 +113,9 @@ def write_language(
     from mobile_o_export.compression.compress import compress_module
 
     recipe, what = request.recipe, f"{LANGUAGE} for {request.target}"
-    module, projector = request.component.load(checkpoint), _projector(checkpoint)
-    # Rules name Qwen2's weights; the projector, which the app keeps here too, is no part of the component.
-    own = recipe.model_copy(update={"rules": ()})
+    module = request.component.load(checkpoint)
     compressed = compress_module(module, recipe, what, progress)
-    compressed |= compress_module(projector, own, what, progress)
-    parameters = {**dict(module.named_parameters()), **dict(projector.named_parameters())}
+    parameters = {**dict(module.named_parameters()), **_projector(checkpoint)}
     if _tied(checkpoint):
         del parameters[HEAD]
         compressed.pop(HEAD, None)
@@ -160,21 +153,15 @@ def _tied(checkpoint: Checkpoint) -> bool:
     return "lm_head.weight" not in checkpoint.tensors
 
 
-def _projector(checkpoint: Checkpoint) -> nn.Module:
-    """The projector's weights, fp32, by MLX's names."""
-    import torch
-    from torch import nn
+def _projector(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """The vision projector's weights, by MLX's names.
 
-    holder = nn.Module()
-    layers = nn.Module()
-    holder.add_module(PROJECTOR, layers)
-    for name, tensor in checkpoint.state_dict(CHECKPOINT_PROJECTOR, torch.float32).items():
-        layer, _, kind = name.rpartition(".")
-        theirs = LINEARS[layer]
-        if not hasattr(layers, theirs):
-            layers.add_module(theirs, nn.Module())
-        layers.get_submodule(theirs).register_parameter(kind, nn.Parameter(tensor, requires_grad=False))
-    return holder
+    They stay floating point, whatever the llm's precision: MLX quantises the layers that have scales, and all
+    that the llm sees of a picture comes through these two.
+    """
+    tensors = checkpoint.state_dict(CHECKPOINT_PROJECTOR)
+    places = ((*name.rpartition(".")[::2], tensor) for name, tensor in tensors.items())
+    return {f"{PROJECTOR}.{LINEARS[layer]}.{kind}": tensor for layer, kind, tensor in places}
 
 
 def _write_config(
