@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
     from mobile_o_export.parity.metrics import Array
 
 LOWEST, HIGHEST, PER_OCTAVE = -30, 20, 32
@@ -140,8 +142,8 @@ def layers(module: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
     }
 
 
-def quantize_inputs(layer: nn.Module, scale: float, bits: int) -> None:
-    """Has ``layer`` compute with inputs that are integers of ``bits`` times ``scale``.
+def quantize_inputs(layer: nn.Module, scale: float, bits: int) -> RemovableHandle:
+    """Has ``layer`` compute with inputs that are integers of ``bits`` times ``scale``, until that is removed.
 
     By PT2E's operators, which converters lower to their own.
     """
@@ -157,4 +159,20 @@ def quantize_inputs(layer: nn.Module, scale: float, bits: int) -> None:
         integers = there(given[0], scale, 0, least, most, dtype)
         return back(integers, scale, 0, least, most, dtype).to(given[0].dtype), *given[1:]
 
-    layer.register_forward_pre_hook(rounded)
+    return layer.register_forward_pre_hook(rounded)
+
+
+def scale_inputs(layer: nn.Module) -> RemovableHandle:
+    """Has ``layer`` compute with inputs that are int8, scaled at run time, until that is removed.
+
+    Each row of a linear layer has a step of its own, each picture of a convolution. Runtimes differ in this:
+    some have one for the tensor, or one for a block, and some a zero point.
+    """
+    axes = -1 if isinstance(layer, nn.Linear) else (1, 2, 3)
+
+    def rounded(_layer: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        largest = given[0].abs().amax(axes, keepdim=True)
+        step = largest.clamp_min(torch.finfo(largest.dtype).tiny) / 127
+        return (given[0] / step).round() * step, *given[1:]
+
+    return layer.register_forward_pre_hook(rounded)

@@ -14,21 +14,24 @@ import numpy as np
 import torch
 from torch import nn
 
+from mobile_o_export.compression.activations import Statistics, layers, quantize_inputs, scale_inputs
 from mobile_o_export.compression.compress import compress, weights_of
 from mobile_o_export.compression.form import Form
-from mobile_o_export.precision import Precision
+from mobile_o_export.precision import Activations, Precision
 from mobile_o_export.progress import Say
 from mobile_o_export.quiet import quiet_vendor
 from mobile_o_export.reference import TorchRunner
 from mobile_o_export.tensors import DType
 
 if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
     from mobile_o_export.checkpoint import Checkpoint
     from mobile_o_export.components.base import Component, GraphOptions
     from mobile_o_export.golden import Golden
     from mobile_o_export.golden.store import Case
 
-VERSION = 1
+VERSION = 2
 """Of how sensitivities are measured: another one makes those of before invalid."""
 
 FEW = 4
@@ -58,10 +61,23 @@ class Option:
 
 
 class Bench:
-    """A component in PyTorch as a target's files compute it, whose weights can be swapped."""
+    """A component in PyTorch as a target's files compute it, whose weights can be swapped.
+
+    Args:
+        component: what is measured.
+        checkpoint: its weights.
+        options: how the target prepares it.
+        golden: the inputs, and what should come of them.
+        statistics: of its layers, for precisions whose activations are calibrated.
+    """
 
     def __init__(
-        self, component: Component, checkpoint: Checkpoint, options: GraphOptions, golden: Golden
+        self,
+        component: Component,
+        checkpoint: Checkpoint,
+        options: GraphOptions,
+        golden: Golden,
+        statistics: Statistics,
     ) -> None:
         # fp16 on a CPU is slow, and its rounding is not what is looked for.
         options = replace(options, compute_dtype=DType.FLOAT32)
@@ -69,6 +85,8 @@ class Bench:
             self.module: nn.Module = component.prepare(component.load(checkpoint), options)
         self._runner = TorchRunner(component.reference(self.module, checkpoint))
         self._golden = golden
+        self._statistics = statistics
+        self._layers = layers(self.module)
         self._cases = golden.cases(component.name)
         self.weights: Mapping[str, nn.Parameter] = dict(weights_of(self.module))
         self.others = sum(p.numel() for p in self.module.parameters()) - sum(
@@ -87,16 +105,33 @@ class Bench:
 
     @contextmanager
     def swapped(self, forms: Mapping[str, Form]) -> Iterator[None]:
-        """The module with the weights named in ``forms`` restored from them."""
+        """The module with the weights named in ``forms`` restored from them, and inputs rounded likewise."""
         own = {name: self.weights[name].data for name in forms}
+        rounded = []
         try:
             for name, form in forms.items():
                 restored = compress(name, own[name].float().numpy(), form).restored()
                 self.weights[name].data = torch.from_numpy(restored).to(own[name].dtype)
+                if handle := self._round_inputs(name, form.precision):
+                    rounded.append(handle)
             yield
         finally:
+            for handle in rounded:
+                handle.remove()
             for name, data in own.items():
                 self.weights[name].data = data
+
+    def _round_inputs(self, weight: str, precision: Precision) -> RemovableHandle | None:
+        """What has the layer of ``weight`` compute with integers, where it does at ``precision``."""
+        layer, known = self._layers.get(weight), self._statistics.get(weight)
+        if layer is None:
+            return None
+        if precision.activations is Activations.DYNAMIC:
+            return scale_inputs(layer)
+        bits = precision.calibrated_bits
+        if bits and known and known.positions:
+            return quantize_inputs(layer, known.inputs.scale(bits), bits)
+        return None
 
     def _measured(self, *, few: bool) -> dict[str, float]:
         sums: dict[str, list[float]] = {}

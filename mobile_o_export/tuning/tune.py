@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mobile_o_export.backends.registry import backend
+from mobile_o_export.calibration import Calibration
 from mobile_o_export.components.registry import chosen_components
 from mobile_o_export.compression.form import Form
 from mobile_o_export.compression.recipe import Recipe
@@ -99,12 +100,12 @@ def tune(
     vendor = backend(target.backend)
     names = chosen_components(components)
     # Planned as the whole target: components may need each other.
-    choices = offered(plan(checkpoint, [target]), candidates or target.candidates, vendor, checkpoint)
-    known = Sensitivities(cache)
+    items = plan(checkpoint, [target])
+    choices = offered(items, names, candidates or target.candidates, vendor, checkpoint)
+    known, calibration = Sensitivities(cache), Calibration(checkpoint, [golden])
     parts = {
-        item.component: _Part(item, vendor, checkpoint, golden, own, known, progress)
+        item.component: _Part(item, vendor, checkpoint, golden, own, calibration, known, progress)
         for item, own in choices
-        if item.component in names
     }
     if goal.budget_bytes is not None:
         chosen = _for_budget(parts, goal.budget_bytes)
@@ -119,21 +120,30 @@ def tune(
 
 
 def offered(
-    items: Iterable[PlanItem], candidates: Sequence[Precision], vendor: Backend, checkpoint: Checkpoint
+    items: Iterable[PlanItem],
+    names: Collection[str],
+    candidates: Sequence[Precision],
+    vendor: Backend,
+    checkpoint: Checkpoint,
 ) -> list[tuple[PlanItem, list[Precision]]]:
-    """The components of ``items`` that are exported, and which of ``candidates`` ``vendor`` does for each.
+    """The components of ``items`` called one of ``names`` that are exported, and which of ``candidates``
+    ``vendor`` does for each.
 
     Raises:
-        UsageError: there is none, one is for no component, or a component cannot be exported at all.
+        UsageError: there is no candidate, one is for no component, or a chosen component cannot be exported.
     """
     if not candidates:
         raise UsageError("the target's file says no candidates. Give --candidate P, or candidates there.")
     found: list[tuple[PlanItem, list[Precision]]] = []
+    done: set[Precision] = set()
     refused: dict[Precision, str] = {}
+    # Whether a component that is not chosen cannot be asked.
+    unknown = False
     for item in items:
-        if item.refusal:
+        if item.refusal and item.component in names:
             raise UsageError(f"{item.target}, {item.component}: {item.refusal}. Change the target's file.")
         if item.request is None:
+            unknown |= bool(item.refusal)
             continue
         floating = item.request.recipe.floating
         own = []
@@ -143,11 +153,13 @@ def offered(
                 refused[candidate] = reason
             else:
                 own.append(candidate)
-        found.append((item, own))
+        done.update(own)
+        if item.component in names:
+            found.append((item, own))
     for candidate in candidates:
         if candidate.floating:
             raise UsageError(f"{candidate} is no candidate: floating point is always there.")
-        if not any(candidate in own for _, own in found):
+        if candidate not in done and not unknown:
             reason = refused.get(candidate, "every component is skipped")
             raise UsageError(f"{candidate} is no candidate: {reason}.")
     return found
@@ -163,6 +175,7 @@ class _Part:
         checkpoint: Checkpoint,
         golden: Golden,
         candidates: Sequence[Precision],
+        calibration: Calibration,
         known: Sensitivities,
         progress: Progress,
     ) -> None:
@@ -170,12 +183,14 @@ class _Part:
         self.name = item.component
         self._floating = item.request.recipe.floating
         self._candidates = candidates
-        options = vendor.graph_options(item.request)
-        self._bench = Bench(item.request.component, checkpoint, options, golden)
 
         def say(phrase: str) -> None:
             progress(item.target, item.component, phrase)
 
+        options = vendor.graph_options(item.request)
+        calibrated = any(candidate.calibrated_bits for candidate in candidates)
+        statistics = calibration.of(self.name, say) if calibrated else {}
+        self._bench = Bench(item.request.component, checkpoint, options, golden, statistics)
         self.options = measure_options(self._bench, self.name, golden, self._floating, candidates, known, say)
         self.rest_bytes = self._bench.others * self._floating.weight_bits // 8
         self.frontier = frontier(self.options)

@@ -6,19 +6,26 @@ import json
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from mobile_o_export.backends.registry import backend
+from mobile_o_export.calibration import PREPARED, Calibration
 from mobile_o_export.checkpoint import Checkpoint
-from mobile_o_export.components.registry import COMPONENT_NAMES
+from mobile_o_export.components.registry import COMPONENT_NAMES, component
+from mobile_o_export.compression.compress import compress_module, round_inputs
+from mobile_o_export.compression.form import Form
+from mobile_o_export.compression.recipe import Recipe
 from mobile_o_export.errors import GoldenError, UsageError
 from mobile_o_export.golden import Golden
 from mobile_o_export.plan import plan
 from mobile_o_export.precision import Precision
+from mobile_o_export.reference import TorchRunner
 from mobile_o_export.targets import Target, load_target, load_targets, target_names
 from mobile_o_export.tuning import sensitivity
 from mobile_o_export.tuning.outcome import recipe_toml, write_outcome
+from mobile_o_export.tuning.sensitivity import Bench, worst
 from mobile_o_export.tuning.tune import Goal, Tuned, offered, tune
 
 CANDIDATES = tuple(Precision.parse(name) for name in ("w8_lut_g16", "w6_lut_g16", "w4_lut_g16"))
@@ -119,6 +126,65 @@ def test_the_recipe_gives_every_weight_its_precision_again(
         assert item.size_bytes == pytest.approx(tuned.size_bytes, rel=0.02)
 
 
+def test_integer_activations_are_part_of_what_is_measured(
+    reference_checkpoint: Checkpoint, reference_golden: Golden
+) -> None:
+    part = component("mcp")
+    statistics = Calibration(reference_checkpoint, [reference_golden]).of("mcp", lambda _: None)
+    bench = Bench(part, reference_checkpoint, PREPARED, reference_golden, statistics)
+
+    def noise(precision: str) -> float:
+        chosen = Precision.parse(precision)
+        shapes = {name: tuple(weight.shape) for name, weight in bench.weights.items()}
+        forms = {name: Form.of(chosen, shape) for name, shape in shapes.items() if Form.exists(chosen, shape)}
+        with bench.swapped(forms):
+            return worst(bench.noise())
+
+    alone = noise("w8")
+    assert noise("w8a8") > 1.2 * alone
+    assert noise("w8_dyn") > 1.2 * alone
+    assert noise("w8a16") == pytest.approx(alone, rel=0.01)
+    assert worst(bench.noise()) == 0.0
+
+    # As it is lowered: compressed where it is, calibrated inputs rounded.
+    module = part.prepare(part.load(reference_checkpoint), PREPARED)
+    wanted = Recipe(floating=Precision.FP16, default=Precision.parse("w8a8"))
+    round_inputs(module, compress_module(module, wanted, "mcp", statistics=statistics))
+    lowered = TorchRunner(part.reference(module, reference_checkpoint))
+    powers = []
+    for case in reference_golden.cases("mcp"):
+        outputs = lowered.run("project", reference_golden.inputs(case.steps[0]))
+        golden = reference_golden.tensor(case.steps[0].outputs["conditioning"])
+        powers.append(np.square(outputs["conditioning"] - golden).sum() / np.square(golden).sum())
+    assert noise("w8a8") == pytest.approx(np.mean(powers), rel=0.005)
+
+
+def test_a_component_is_tuned_though_another_is_refused(
+    reference_checkpoint: Checkpoint, reference_golden: Golden, tmp_path: Path
+) -> None:
+    target = load_target("mobile-o-app")
+    wrong = target.components["llm"].model_copy(update={"precision": Precision.parse("w4_affine_b16")})
+    refused = target.model_copy(update={"components": {**target.components, "llm": wrong}})
+    goal = Goal(snr_db=30.0)
+
+    def tuned(*names: str) -> list[str]:
+        found = tune(
+            reference_checkpoint,
+            refused,
+            names,
+            (),
+            reference_golden,
+            goal,
+            tmp_path / "x.jsonl",
+            lambda *_: None,
+        )
+        return [part.component for part in found]
+
+    assert tuned("mcp") == ["mcp"]
+    with pytest.raises(UsageError, match=r"llm: MLX has groups of 32, 64, 128 weights, not of 16"):
+        tuned()
+
+
 def test_numbers_and_chart_lie_beside_the_recipe(
     reference_checkpoint: Checkpoint, target: Target, reference_golden: Golden, cache: Path, tmp_path: Path
 ) -> None:
@@ -181,7 +247,7 @@ def test_each_shipped_candidate_is_one_for_some_component(
 ) -> None:
     target = load_target(name)
     items = plan(reference_checkpoint, [target])
-    found = offered(items, target.candidates, backend(target.backend), reference_checkpoint)
+    found = offered(items, COMPONENT_NAMES, target.candidates, backend(target.backend), reference_checkpoint)
     assert [item.component for item, _ in found] == list(COMPONENT_NAMES)
     assert all(own for _, own in found)
 
