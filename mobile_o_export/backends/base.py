@@ -81,7 +81,8 @@ class Artifact:
 class Executor(Protocol):
     """Runs an artifact's graphs exactly as the files say: padded, masked, caches in and out.
 
-    ``runtime`` names what computes, so that a report can say what a pass proves.
+    A context manager, closed at its end. ``runtime`` names what computes, so that a report can say what a
+    pass proves.
     """
 
     runtime: str
@@ -94,11 +95,17 @@ class Executor(Protocol):
         """Sets every state to zero."""
         ...
 
-    def __enter__(self) -> Self: ...
+    def close(self) -> None:
+        """Gives back what was loaded."""
+        ...
+
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        self.close()
 
 
 class Backend(Protocol):
@@ -138,16 +145,16 @@ class Backend(Protocol):
 
     def folder(self, component: str) -> str:
         """Where below a target's folder the files of ``component`` go; empty for that folder itself."""
-        ...
+        return component
 
     def finish(
         self, folder: Path, graphs: Mapping[str, tuple[GraphFile, ...]], options: Mapping[str, Any]
     ) -> None:
-        """Adds to a target's ``folder`` what concerns all its components together, if anything.
+        """Adds to a target's ``folder`` what concerns all its components together: by itself, nothing.
 
         ``graphs`` are each component's, their files below its own folder; ``options`` the target's.
         """
-        ...
+        del folder, graphs, options
 
     def open(self, artifact: Artifact, folder: Path, component: str) -> Executor:
         """An executor over the files; raises MissingToolError where this host has no runtime."""

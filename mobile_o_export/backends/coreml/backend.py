@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from mobile_o_export.backends import versions
-from mobile_o_export.backends.base import Artifact, Executor, GraphFile, LowerRequest, Probe
+from mobile_o_export.backends.base import Artifact, Backend, Executor, GraphFile, LowerRequest, Probe
 from mobile_o_export.components.base import CacheStyle, GraphOptions
 from mobile_o_export.errors import ConfigError
 from mobile_o_export.precision import Activations, Affine, Precision
@@ -37,7 +37,7 @@ class CoreMLOptions(Strict):
     head_chunk: int | None = Field(default=None, ge=1)
 
 
-class CoreMLBackend:
+class CoreMLBackend(Backend):
     """.mlpackage folders."""
 
     name = "coreml"
@@ -93,15 +93,6 @@ class CoreMLBackend:
             request,
             progress,
         )
-
-    def folder(self, component: str) -> str:
-        """One for each component."""
-        return component
-
-    def finish(
-        self, folder: Path, graphs: Mapping[str, tuple[GraphFile, ...]], options: Mapping[str, Any]
-    ) -> None:
-        """Nothing: each file stands alone."""
 
     def open(self, artifact: Artifact, folder: Path, component: str) -> Executor:
         """Core ML itself on macOS, the interpreter elsewhere."""

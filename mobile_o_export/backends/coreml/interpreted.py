@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from mobile_o_export.backends.base import Executor
 from mobile_o_export.errors import GateError, MissingToolError
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.quiet import captured
 
 
-class InterpreterExecutor:
+class InterpreterExecutor(Executor):
     """Functions of one package, each result rounded to its MIL type, sharing one state."""
 
     def __init__(self, package: Path, entries: Mapping[str, str], component: str) -> None:
@@ -52,11 +52,7 @@ class InterpreterExecutor:
         """Forgets the state; the next call makes a zeroed one."""
         self._state = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Forgets the functions and the state."""
         self._interpreters.clear()
         self._state = None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from mobile_o_export.backends import versions
+from mobile_o_export.backends.base import Executor
 from mobile_o_export.errors import MissingToolError
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.quiet import captured
@@ -16,7 +16,7 @@ from mobile_o_export.quiet import captured
 OLDEST_MACOS = 15
 
 
-class CoreMLExecutor:
+class CoreMLExecutor(Executor):
     """Functions of one package, each loaded when it is first called, sharing one state."""
 
     def __init__(self, package: Path, entries: Mapping[str, str], component: str) -> None:
@@ -58,12 +58,8 @@ class CoreMLExecutor:
         """Forgets the state; the next call makes a zeroed one."""
         self._state = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Forgets the models and the state."""
         self._models.clear()
         self._state = None
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from mobile_o_export.backends import versions
-from mobile_o_export.backends.base import Artifact, GraphFile, LowerRequest, Probe
+from mobile_o_export.backends.base import Artifact, Backend, Executor, GraphFile, LowerRequest, Probe
 from mobile_o_export.components.base import CacheStyle, GraphOptions
 from mobile_o_export.errors import ConfigError, ExportError, MissingToolError
 from mobile_o_export.parity.metrics import Array
@@ -45,7 +44,7 @@ class LiteRTOptions(Strict):
     operators: Literal["any", "gpu", "npu"] = "any"
 
 
-class LiteRTBackend:
+class LiteRTBackend(Backend):
     """.tflite files."""
 
     name = "litert"
@@ -140,22 +139,13 @@ class LiteRTBackend:
             rows = check_weights(weights.compressed, encoder.stored(path), component.name)
         return Artifact(tuple(GraphFile(spec, path.name, spec.name) for spec in specs), rows)
 
-    def folder(self, component: str) -> str:
-        """One for each component."""
-        return component
-
-    def finish(
-        self, folder: Path, graphs: Mapping[str, tuple[GraphFile, ...]], options: Mapping[str, Any]
-    ) -> None:
-        """Nothing: each file stands alone."""
-
     def open(self, artifact: Artifact, folder: Path, component: str) -> LiteRTExecutor:
         """The interpreter over the file."""
         (file,) = {graph.file for graph in artifact.graphs}
         return LiteRTExecutor(folder / file, component)
 
 
-class LiteRTExecutor:
+class LiteRTExecutor(Executor):
     """Signatures of one .tflite, run by LiteRT's interpreter on the CPU."""
 
     def __init__(self, path: Path, component: str) -> None:
@@ -183,12 +173,8 @@ class LiteRTExecutor:
     def reset(self) -> None:
         """Nothing: the cache travels through inputs and outputs."""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Closes the interpreter."""
         self._runners.clear()
         self._interpreter = None
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mobile_o_export.backends import versions
-from mobile_o_export.backends.base import Artifact, Executor, GraphFile, LowerRequest, Probe
+from mobile_o_export.backends.base import Artifact, Backend, Executor, GraphFile, LowerRequest, Probe
 from mobile_o_export.backends.coreml.backend import BACKEND as COREML
 from mobile_o_export.backends.coreml.backend import open_package
 from mobile_o_export.backends.mobile_o_app import language, packages
@@ -28,7 +28,7 @@ class NoOptions(Strict):
     """A target's ``[options]``: the app leaves none."""
 
 
-class MobileOAppBackend:
+class MobileOAppBackend(Backend):
     """The folder that the published iOS app downloads."""
 
     name = "mobile-o-app"
@@ -94,11 +94,6 @@ class MobileOAppBackend:
         """All of them lie together."""
         del component
         return ""
-
-    def finish(
-        self, folder: Path, graphs: Mapping[str, tuple[GraphFile, ...]], options: Mapping[str, Any]
-    ) -> None:
-        """Nothing: each file stands alone."""
 
     def open(self, artifact: Artifact, folder: Path, component: str) -> Executor:
         """Packages as Core ML's; ``llm/`` by PyTorch on the weights that MLX would restore."""

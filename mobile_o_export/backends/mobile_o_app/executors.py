@@ -6,8 +6,7 @@ import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from mobile_o_export.backends.base import Executor
 from mobile_o_export.backends.mobile_o_app.language import PROJECTOR, THEIRS
@@ -35,7 +34,7 @@ QWEN_KEYS = (
 """Of ``config.json``, those that transformers knows by the same names."""
 
 
-class LanguageExecutor:
+class LanguageExecutor(Executor):
     """transformers' own Qwen2, built from nothing but the folder; keeps the KV cache."""
 
     def __init__(self, folder: Path, layers: int) -> None:
@@ -86,16 +85,12 @@ class LanguageExecutor:
         """Begins a new sequence."""
         self._cache = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Forgets the model."""
         del self._model, self._cache
 
 
-class VisionExecutor:
+class VisionExecutor(Executor):
     """The vision encoder's package, and the projector, whose weights the app keeps in ``llm/``."""
 
     def __init__(self, package: Executor, folder: Path) -> None:
@@ -133,14 +128,9 @@ class VisionExecutor:
     def reset(self) -> None:
         """Nothing is kept."""
 
-    def __enter__(self) -> Self:
-        self._package.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._package.__exit__(kind, error, trace)
+    def close(self) -> None:
+        """Closes the package."""
+        self._package.close()
 
 
 def _tensors(folder: Path, prefix: str) -> dict[str, torch.Tensor]:

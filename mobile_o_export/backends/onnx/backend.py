@@ -6,13 +6,12 @@ import os
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from mobile_o_export.backends import versions
-from mobile_o_export.backends.base import Artifact, GraphFile, LowerRequest, Probe
+from mobile_o_export.backends.base import Artifact, Backend, Executor, GraphFile, LowerRequest, Probe
 from mobile_o_export.backends.onnx import nbits
 from mobile_o_export.backends.onnx.encode import BLOCKS_OPSET, Encoder
 from mobile_o_export.backends.onnx.tensorrt import TENSORRT_OPSET
@@ -53,7 +52,7 @@ class OnnxOptions(Strict):
         return self
 
 
-class OnnxBackend:
+class OnnxBackend(Backend):
     """.onnx files with external data."""
 
     name = "onnx"
@@ -139,10 +138,6 @@ class OnnxBackend:
         rows = check_weights(weights.compressed, stored, component.name)
         return Artifact(tuple(files), rows)
 
-    def folder(self, component: str) -> str:
-        """One for each component."""
-        return component
-
     def finish(
         self, folder: Path, graphs: Mapping[str, tuple[GraphFile, ...]], options: Mapping[str, Any]
     ) -> None:
@@ -180,7 +175,7 @@ def _lacks(precision: Precision, recipe: Recipe, settings: OnnxOptions) -> str:
     return ""
 
 
-class OnnxExecutor:
+class OnnxExecutor(Executor):
     """ONNX graphs run by ONNX Runtime on the CPU; each is loaded when it is first called."""
 
     def __init__(self, files: Mapping[str, Path], component: str) -> None:
@@ -215,12 +210,8 @@ class OnnxExecutor:
     def reset(self) -> None:
         """Nothing: the cache travels through inputs and outputs."""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Closes the sessions."""
         self._sessions.clear()
 
 
