@@ -129,7 +129,7 @@ def export_bundle(
         if verdict(result.rows) is not Status.PASSED:
             shutil.rmtree(failed, ignore_errors=True)
             folder.rename(failed)
-            raise ParityError(failed, result.rows)
+            raise ParityError(replace(result, bundle=failed))
     return replace(result, bundle=out)
 
 
@@ -137,17 +137,17 @@ class ParityError(GateError):
     """An export whose outputs missed their gates.
 
     Attributes:
-        rows: every verdict.
+        result: what came of it all the same.
     """
 
-    def __init__(self, folder: Path, rows: Sequence[Row]) -> None:
-        self.rows = tuple(rows)
-        bad = [row for row in rows if row.status is not Status.PASSED]
+    def __init__(self, result: ExportResult) -> None:
+        self.result = result
+        bad = [row for row in result.rows if row.status is not Status.PASSED]
         first = bad[0]
         super().__init__(
-            f"{len(bad)} of {len(rows)} outputs missed their gate, the first on {first.target}, "
+            f"{len(bad)} of {len(result.rows)} outputs missed their gate, the first on {first.target}, "
             f"{first.component}.{first.function} {first.output}: {first.reason}. The bundle is in "
-            f"{folder} for inspection; do not ship it."
+            f"{result.bundle} for inspection; do not ship it."
         )
 
 

@@ -67,7 +67,7 @@ def export(
         except ParityError as error:
             failure = error
     if failure is not None:
-        print(summary(failure.rows))
+        print(summary(failure.result.rows))
         raise failure
     rows = [
         [
