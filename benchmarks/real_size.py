@@ -7,8 +7,8 @@ Without ``--checkpoint`` it writes a random one of ``--size`` first. One golden 
 ``--prompts`` where the usual ones take too long (litert-npu, whose int16 kernels are slow), and shared; each
 target is exported in a process of its own, so that one's memory is not another's. ``×weights`` is the peak
 while lowering over the component's fp32 size, as ``plan`` estimates it (its constant part taken off).
-Outputs that missed their gate are named below the table. For comparison: Mobile-O's own exporter, iOS only and
-without any check, took 249 s and 5.8 GB on two cores at 0.5b.
+Outputs that missed their gate are named below the table. For comparison: Mobile-O's own exporter, iOS only
+and without any check, took 249 s and 5.8 GB on two cores at 0.5b.
 """
 
 from __future__ import annotations

@@ -24,6 +24,9 @@ AXIS_NAMES: Mapping[str, str] = {
 }
 """Hugging Face's names of the dynamic axes."""
 
+NO_ZERO = 1e-8
+"""Constants below it are zero to onnxscript's rewriter."""
+
 DYNAMIC = dict.fromkeys(AXIS_NAMES, torch.export.Dim.DYNAMIC)
 """Every letter is of any size."""
 
@@ -37,13 +40,20 @@ def convert(
         The operators that the file uses.
     """
     with torch.no_grad():
+        # A size of 0 or 1 is one among others, as torch.onnx has it when it captures by itself.
+        with torch.fx.experimental._config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+            exported = torch.export.export(
+                Positional(graph).eval(),
+                dynamic_examples(spec),
+                # In a tuple of their own: the graph takes any number of inputs.
+                dynamic_shapes=(dynamic_shapes(spec, DYNAMIC),) if spec.profiles else None,
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
+        keep_guards(exported)
         program: Any = torch.onnx.export(
-            Positional(graph).eval(),
-            dynamic_examples(spec),
+            exported,
             dynamo=True,
             opset_version=settings.opset,
-            # In a tuple of their own: the graph takes any number of inputs.
-            dynamic_shapes=(dynamic_shapes(spec, DYNAMIC),) if spec.profiles else None,
             input_names=[tensor.name for tensor in spec.inputs],
             output_names=[tensor.name for tensor in spec.outputs],
             verbose=False,
@@ -61,6 +71,29 @@ def convert(
     _clean(model)
     program.save(str(path), external_data=True)
     return {node.op_type for node in model.graph.all_nodes()}
+
+
+def keep_guards(program: torch.export.ExportedProgram) -> None:
+    """Writes a / (b + ε) as a / max(b, ε) where onnxscript would take ε for zero and drop it.
+
+    The same to a rounding for b ≥ 0, as sums of non-negative numbers are. These may all be zero; attention's
+    quotient is zero there, and 0 / 0 without ε. In fp16 ε becomes the smallest normal number.
+
+    Raises:
+        ValueError: so small a number is added to something else than a divisor.
+    """
+    aten = torch.ops.aten
+    for node in program.graph.nodes:
+        if node.target is not aten.add.Tensor or not isinstance(node.args[1], float):
+            continue
+        divided, epsilon = node.args
+        if not 0 < abs(epsilon) < NO_ZERO:
+            continue
+        divides = (use.target is aten.div.Tensor and use.args[1] is node for use in node.users)
+        if epsilon < 0 or not all(divides):
+            raise ValueError(f"{node} adds {epsilon}, which onnxscript would drop")
+        node.target = aten.clamp_min.default
+        node.args = (divided, max(epsilon, torch.finfo(node.meta["val"].dtype).smallest_normal))
 
 
 def _name_axes(graph: Any, spec: GraphSpec) -> None:
