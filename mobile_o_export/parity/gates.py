@@ -115,7 +115,11 @@ class Gates(Strict):
 
     def _asked(self, precisions: Collection[Precision], own: Gate) -> ChainGate:
         """What a chain that has only this component's errors must reach."""
-        coarsest = min(map(self._gates, precisions), key=lambda gates: gates.function.snr_db)
+        coarsest = min(
+            map(self._gates, precisions),
+            # Precisions whose functions have the same gate need not have the same in a chain.
+            key=lambda gates: (gates.function.snr_db, gates.chain.hidden_states_db),
+        )
         if own.snr_db >= coarsest.function.snr_db:
             return coarsest.chain
         bounded = {field: min(getattr(coarsest.chain, field), own.snr_db) for field in LEVELS}

@@ -342,6 +342,7 @@ def test_the_shipped_gates_keep_the_promise(
         ([Precision.parse("w8_lut"), Precision.parse("w6_lut_g16")], "w6"),
         ([Precision.parse("w4_b32"), Precision.parse("w6_lut_g16")], "w4"),
         ([Precision.parse("w2_lut"), Precision.FP32], "w4"),
+        ([Precision.parse("w8"), Precision.parse("w8a16")], "a16"),
     ],
 )
 def test_a_chain_s_gate_is_that_of_its_coarsest_component(precisions: list[Precision], coarsest: str) -> None:
