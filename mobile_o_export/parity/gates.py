@@ -107,9 +107,8 @@ class Gates(Strict):
         loosest = {}
         for field, names in UP_TO.items():
             # A target without any of them has no chain that comes this far, and still a whole gate.
-            values = [
-                getattr(asked[name], field) for name in asked if name in names or not asked.keys() & names
-            ]
+            gathered = asked.keys() & names or asked.keys()
+            values = [getattr(asked[name], field) for name in gathered]
             loosest[field] = max(values) if field == "tie" else min(values)
         return ChainGate(**loosest)
 

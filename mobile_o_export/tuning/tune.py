@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,7 +120,7 @@ def tune(
 
 
 def offered(
-    items: Iterable[PlanItem],
+    items: Sequence[PlanItem],
     names: Collection[str],
     candidates: Sequence[Precision],
     vendor: Backend,
@@ -135,15 +135,11 @@ def offered(
     if not candidates:
         raise UsageError("the target's file says no candidates. Give --candidate P, or candidates there.")
     found: list[tuple[PlanItem, list[Precision]]] = []
-    done: set[Precision] = set()
     refused: dict[Precision, str] = {}
-    # Whether a component that is not chosen cannot be asked.
-    unknown = False
     for item in items:
         if item.refusal and item.component in names:
             raise UsageError(f"{item.target}, {item.component}: {item.refusal}. Change the target's file.")
         if item.request is None:
-            unknown |= bool(item.refusal)
             continue
         floating = item.request.recipe.floating
         own = []
@@ -153,16 +149,16 @@ def offered(
                 refused[candidate] = reason
             else:
                 own.append(candidate)
-        done.update(own)
-        if item.component in names:
-            found.append((item, own))
+        found.append((item, own))
+    # What a component that is not chosen and is refused would do cannot be asked.
+    all_asked = not any(item.refusal for item in items)
     for candidate in candidates:
         if candidate.floating:
             raise UsageError(f"{candidate} is no candidate: floating point is always there.")
-        if candidate not in done and not unknown:
+        if all_asked and not any(candidate in own for _, own in found):
             reason = refused.get(candidate, "every component is skipped")
             raise UsageError(f"{candidate} is no candidate: {reason}.")
-    return found
+    return [(item, own) for item, own in found if item.component in names]
 
 
 class _Part:
