@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +50,7 @@ def staged_folder(final: Path, required_bytes: int) -> Iterator[Path]:
                 f"{final}: cannot be made ({error.strerror}). Choose a folder that you may write to."
             ) from error
         yield partial
+        _make_readable(partial)
         try:
             partial.rename(final)
         except OSError as error:
@@ -80,6 +82,14 @@ def staged_file(final: Path) -> Iterator[Path]:
         partial.replace(final)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _make_readable(folder: Path) -> None:
+    """Gives every file the permissions of any other of the user's: some libraries keep theirs to the user."""
+    own = stat.S_IMODE(folder.stat().st_mode) & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(path.stat().st_mode | own)
 
 
 def _require_space(disk: Path, final: Path, required_bytes: int) -> None:

@@ -43,7 +43,7 @@ from mobile_o_export.parity.chain import CHAIN
 from mobile_o_export.parity.gates import ChainGate, shipped_gates
 from mobile_o_export.parity.judge import Row, Status, verdict
 from mobile_o_export.parity.report import report_json
-from mobile_o_export.plan import PlanItem, plan
+from mobile_o_export.plan import REFUSED_HINT, PlanItem, plan
 from mobile_o_export.progress import Done, Progress
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def _require_replaceable(failed: Path) -> None:
 def _require_possible(items: Sequence[PlanItem], targets: Sequence[Target]) -> None:
     if refused := [item for item in items if item.refusal]:
         reasons = "; ".join(f"{item.target}, {item.component}: {item.refusal}" for item in refused)
-        raise UnsupportedError(f"{reasons}. Change the target's file, or choose other components.")
+        raise UnsupportedError(f"{reasons}. {REFUSED_HINT}")
     if not any(item.request for item in items):
         reasons = "; ".join(f"{item.target}, {item.component}: {item.skip}" for item in items)
         raise UsageError(f"nothing to export, everything chosen is skipped: {reasons}. Choose others.")
@@ -210,7 +210,7 @@ def _export_into(
         if graphs:
             backend(target.backend).finish(folder / target.name, graphs, target.options)
 
-    manifest = _manifest(checkpoint, targets, entries, bundle_version)
+    manifest = _manifest(checkpoint, targets, items, entries, bundle_version)
     rows: list[Row] = []
     costs = []
     for (target_name, name), (lower_seconds, lower_peak) in lowered.items():
@@ -281,19 +281,19 @@ def _lower(
     place.rmdir()
     return ComponentEntry(
         recipe=item.recipe,
-        gate=target.components[item.component].effective_gate,
+        gate=item.gate,
         folder=home.relative_to(folder).as_posix(),
         size_bytes=size_bytes,
         graphs=artifact.graphs,
     )
 
 
-def _chain_gate(entries: Mapping[str, ComponentEntry]) -> ChainGate | None:
-    """What chains over these components must reach."""
+def _chain_gate(items: Sequence[PlanItem], target: str) -> ChainGate | None:
+    """What chains over the components of ``target`` must reach."""
     judged = {
-        name: (entry.recipe.precisions, entry.gate)
-        for name, entry in entries.items()
-        if entry.recipe is not None and entry.gate is not None
+        item.component: (item.precisions, item.gate)
+        for item in items
+        if item.target == target and item.gate is not None
     }
     return shipped_gates().of_chain(judged) if judged else None
 
@@ -301,6 +301,7 @@ def _chain_gate(entries: Mapping[str, ComponentEntry]) -> ChainGate | None:
 def _manifest(
     checkpoint: Checkpoint,
     targets: Sequence[Target],
+    items: Sequence[PlanItem],
     entries: dict[str, dict[str, ComponentEntry]],
     bundle_version: str,
 ) -> Manifest:
@@ -329,7 +330,7 @@ def _manifest(
                 sequence=target.sequence,
                 options=target.options,
                 components=entries[target.name],
-                chain_gate=_chain_gate(entries[target.name]),
+                chain_gate=_chain_gate(items, target.name),
             )
             for target in targets
         },

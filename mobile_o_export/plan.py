@@ -12,13 +12,19 @@ from mobile_o_export.backends.registry import backend
 from mobile_o_export.components.registry import COMPONENT_NAMES, chosen_components, component
 from mobile_o_export.compression.form import Form
 from mobile_o_export.compression.recipe import Recipe
+from mobile_o_export.errors import ConfigError
+from mobile_o_export.parity.gates import Gate, shipped_gates
 from mobile_o_export.pipelines.schedule import SchedulerConfig
 from mobile_o_export.quiet import quiet_vendor
 
 if TYPE_CHECKING:
     from mobile_o_export.checkpoint import Checkpoint
     from mobile_o_export.components.base import GraphOptions
+    from mobile_o_export.precision import Precision
     from mobile_o_export.targets import Target
+
+REFUSED_HINT = "Give another precision, change the target's file or choose other components."
+"""What to do about refusals."""
 
 BASE_MEMORY_BYTES = 900_000_000
 """torch, transformers and a converter, loaded."""
@@ -30,6 +36,7 @@ class PlanItem:
 
     Attributes:
         recipe: precisions of the weights; None where the component is skipped.
+        gate: what its outputs must reach; None likewise.
         forms: how each compressed weight would be stored.
         request: what would be lowered; None where it is skipped or refused.
         graphs: names of the graphs.
@@ -42,6 +49,7 @@ class PlanItem:
     target: str
     component: str
     recipe: Recipe | None
+    gate: Gate | None = None
     forms: Mapping[str, Form] = field(default_factory=dict)
     request: LowerRequest | None = None
     graphs: tuple[str, ...] = ()
@@ -49,6 +57,11 @@ class PlanItem:
     memory_bytes: int = 0
     refusal: str = ""
     skip: str = ""
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """Those that weights have, each once; a recipe may name others as well."""
+        return () if self.recipe is None else _precisions(self.recipe, self.forms)
 
 
 def plan(
@@ -58,7 +71,8 @@ def plan(
 
     Raises:
         UsageError: a component is unknown.
-        ConfigError: a target's backend or options are wrong, or the checkpoint's scheduler cannot be written
+        ConfigError: a target's backend or options are wrong, a rule matches nothing, a gate is looser than
+            its precisions' without a reason, or the checkpoint's scheduler cannot be written
             as numbers.
     """
     names = chosen_components(components)
@@ -85,10 +99,15 @@ def _item(checkpoint: Checkpoint, target: Target, name: str, names: Sequence[str
     options = vendor.graph_options(request)
     stored, elements = _outlined(checkpoint, request, options)
     refusal = refusal_of(request, vendor, checkpoint)
+    try:
+        gate = shipped_gates().effective(_precisions(recipe, stored), chosen.gate)
+    except ValueError as error:
+        raise ConfigError(f"{target.name}, {name}: {error}. Give gate.reason, or another gate.") from error
     return PlanItem(
         target=target.name,
         component=name,
         recipe=recipe,
+        gate=gate,
         forms=stored,
         request=None if refusal else request,
         graphs=tuple(spec.name for spec in component(name).graphs(checkpoint, options)),
@@ -103,6 +122,12 @@ def refusal_of(request: LowerRequest, vendor: Backend, checkpoint: Checkpoint) -
     lacking = [precision for precision in request.recipe.precisions if not vendor.supports(precision)]
     if lacking:
         return f"{vendor.name} does not do {lacking[0]}; it does {vendor.precisions}"
+    computed = request.recipe.floating
+    ruled = (rule.precision for rule in request.recipe.rules)
+    if other := next(
+        (precision for precision in ruled if precision.floating and precision != computed), None
+    ):
+        return f"a rule asks for {other}, and what is not compressed is {computed} in this component"
     return vendor.refusal(request, checkpoint)
 
 
@@ -115,7 +140,7 @@ def _outlined(
     checkpoint's, which takes no time.
     """
     part = request.component
-    if not request.recipe.compresses:
+    if not request.recipe.compresses and not request.recipe.rules:
         return {}, sum(tensor.parameters for tensor in checkpoint.component_tensors(part.name))
     from mobile_o_export.compression.compress import forms
 
@@ -123,6 +148,10 @@ def _outlined(
         module = part.prepare(part.load(checkpoint.outline()), options)
     found = forms(module, request.recipe, f"{part.name} for {request.target}")
     return found, sum(parameter.numel() for parameter in module.parameters())
+
+
+def _precisions(recipe: Recipe, stored: Mapping[str, Form]) -> tuple[Precision, ...]:
+    return tuple(dict.fromkeys((recipe.floating, *(form.precision for form in stored.values()))))
 
 
 def _size_bytes(elements: int, recipe: Recipe, stored: Iterable[Form]) -> int:

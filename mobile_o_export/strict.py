@@ -26,6 +26,16 @@ class Versioned(BaseModel):
     schema_version: int
 
 
+_IN_OUR_WORDS = {
+    "missing": "is missing",
+    "too_short": "give at least one",
+    "tuple_type": "give a list",
+    "dict_type": "give a table",
+    "model_type": "give a table",
+    "bool_type": "give true or false",
+}
+"""What to do about an error, by pydantic's type of it; errors of other types say so themselves."""
+
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
@@ -42,7 +52,7 @@ def read_toml(path: Path, model: type[ModelT]) -> ModelT:
         ConfigError: it is not TOML, or breaks the model; the message names file, key and nearest name.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}. Correct the file.") from error
     except OSError as error:
@@ -74,8 +84,9 @@ def check(data: Any, model: type[ModelT], where: str, failure: type[ExportError]
             name = str(first["loc"][-1])
             hint = nearest(name, _fields(model, first["loc"][:-1]))
             raise failure(f"{where}: unknown key {key!r}.{hint} Remove or rename it.") from error
-        message = first["msg"].removeprefix("Value error, ").removesuffix(".")
-        raise failure(f"{where}: {key or 'the file'}: {message}.") from error
+        message = _IN_OUR_WORDS.get(first["type"], first["msg"].removeprefix("Value error, "))
+        place = f"{where}: {key}" if key else where
+        raise failure(f"{place}: {message.removesuffix('.')}.") from error
 
 
 def _fields(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

@@ -7,12 +7,12 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, StrictBool, model_validator
 
 from mobile_o_export.components.registry import COMPONENT_NAMES, chosen_components
 from mobile_o_export.compression.recipe import Recipe, Rule
 from mobile_o_export.errors import ConfigError, UsageError
-from mobile_o_export.parity.gates import Gate, shipped_gates
+from mobile_o_export.parity.gates import Gate
 from mobile_o_export.precision import Precision
 from mobile_o_export.resources import shipped
 from mobile_o_export.strict import Strict, nearest, read_toml
@@ -64,7 +64,7 @@ class ComponentPlan(Strict):
 
     precision: Precision | None = None
     rules: tuple[Rule, ...] = ()
-    importance: bool = False
+    importance: StrictBool = False
     skip: str | None = Field(default=None, min_length=1)
     gate: Gate | None = None
 
@@ -74,37 +74,22 @@ class ComponentPlan(Strict):
             raise ValueError('give a precision, or skip = "the reason"')
         if (self.gate is not None or self.rules or self.importance) and self.precision is None:
             raise ValueError("a component that is skipped has no gate, no rules and no importance")
-        if self.gate is not None and self.precision is not None:
-            own = shipped_gates().of(self.precisions)
-            looser = self.gate.snr_db < own.snr_db or own.tokens_identical > self.gate.tokens_identical
-            if looser and not self.gate.reason:
-                raise ValueError(f"a gate looser than {self.precision}'s {own.snr_db:g} dB needs a reason")
         return self
-
-    @property
-    def precisions(self) -> tuple[Precision, ...]:
-        """Its own and its rules'."""
-        assert self.precision is not None
-        return (self.precision, *(rule.precision for rule in self.rules))
-
-    @property
-    def effective_gate(self) -> Gate:
-        """The gate that applies."""
-        return self.gate or shipped_gates().of(self.precisions)
 
 
 class ComponentRecipe(Strict):
-    """The precision of a component's weights, and of some by rules; ``importance`` as in ``Recipe``."""
+    """The precision of a component's weights, and of some by rules; the rest as in ``ComponentPlan``."""
 
     precision: Precision
     rules: tuple[Rule, ...] = ()
-    importance: bool = False
+    importance: StrictBool = False
+    gate: Gate | None = None
 
 
 class RecipeFile(Strict):
     """A recipe's file: what to use instead of a target's own precisions."""
 
-    components: dict[str, ComponentRecipe]
+    components: dict[str, ComponentRecipe] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _names_components(self) -> Self:
@@ -152,9 +137,12 @@ class Target(Strict):
         return self
 
     def with_recipes(self, recipes: Mapping[str, ComponentRecipe]) -> Target:
-        """This target with other precisions, and their own gates, for components that it does not skip."""
+        """This target with other precisions for components that it does not skip.
+
+        A gate of the target's own stays where the weights are compressed to the same precisions as before.
+        """
         changed = {
-            name: ComponentPlan(**dict(recipes[name]))
+            name: _replaced(chosen, recipes[name])
             for name, chosen in self.components.items()
             if name in recipes and chosen.skip is None
         }
@@ -171,6 +159,17 @@ class Target(Strict):
             rules=chosen.rules,
             importance=chosen.importance,
         )
+
+
+def _replaced(chosen: ComponentPlan, recipe: ComponentRecipe) -> ComponentPlan:
+    same = _compressed(chosen) == _compressed(recipe)
+    return ComponentPlan(**{**dict(recipe), "gate": recipe.gate or (chosen.gate if same else None)})
+
+
+def _compressed(chosen: ComponentPlan | ComponentRecipe) -> set[Precision | None]:
+    """The precisions that are not floating point."""
+    named = {chosen.precision, *(rule.precision for rule in chosen.rules)}
+    return {precision for precision in named if precision is not None and not precision.floating}
 
 
 def _require_components(names: Iterable[str]) -> None:
@@ -239,8 +238,8 @@ def load_targets(
 
 def _chosen(text: str, floating: Precision) -> dict[str, ComponentRecipe]:
     """What ``P`` or ``component=P`` asks of components, for a target that computes in ``floating``."""
-    component, _, name = text.rpartition("=")
-    components = chosen_components([component] if component else ())
+    component, of_one, name = text.rpartition("=")
+    components = chosen_components([component] if of_one else ())
     try:
         wanted = ComponentRecipe(precision=floating if name == UNCOMPRESSED else Precision.parse(name))
     except ValueError as error:

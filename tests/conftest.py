@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 # Before anything imports a vendor's package: no hub, no banners.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -36,6 +39,19 @@ def reference_folder() -> Path:
 @pytest.fixture(scope="session")
 def reference_checkpoint(reference_folder: Path) -> Checkpoint:
     return Checkpoint.open(reference_folder)
+
+
+@pytest.fixture(scope="session")
+def tied_checkpoint(reference_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """The fixture checkpoint with its embeddings for a head, as Qwen2 of 0.5B has them."""
+    folder = tmp_path_factory.mktemp("tied") / "checkpoint"
+    shutil.copytree(reference_folder, folder)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    return Checkpoint.open(folder)
 
 
 @pytest.fixture(scope="session")

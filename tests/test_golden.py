@@ -233,7 +233,7 @@ def cut_short(folder: Path) -> None:
         (lambda folder: (folder / INDEX).write_bytes(b"\xff\xfe\x00"), "not valid JSON"),
         (edited(lambda index: index.update(schema_version=99)), "schema 99, and this version reads 2"),
         (edited(lambda index: index.update(comment="mine")), "unknown key 'comment'"),
-        (edited(lambda index: index.pop("checkpoint")), "checkpoint: Field required"),
+        (edited(lambda index: index.pop("checkpoint")), "checkpoint: is missing"),
         (edited(lambda index: index.update(sha256="0" * 64)), rf"{TENSORS}: missing or changed"),
         (lambda folder: (folder / TENSORS).unlink(), rf"{TENSORS}: missing or changed"),
         (flip_byte, rf"{TENSORS}: missing or changed"),

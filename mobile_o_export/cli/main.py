@@ -154,7 +154,7 @@ def _told(error: BaseException) -> int:
 
 
 def _interrupted(interruption: Interruption) -> int:
-    _say("interrupted; nothing was left behind")
+    _say("interrupted; nothing half-written was left behind")
     return interruption.exit_code
 
 

@@ -72,6 +72,7 @@ def plan(
     with ProgressPrinter() as progress:
         progress("checkpoint", "", "reading its headers")
         from mobile_o_export.checkpoint import Checkpoint
+        from mobile_o_export.plan import REFUSED_HINT
         from mobile_o_export.plan import plan as make_plan
         from mobile_o_export.targets import load_targets
 
@@ -122,5 +123,5 @@ def plan(
     if refused := [item for item in items if item.refusal]:
         raise UnsupportedError(
             f"{len(refused)} of {len(items)} cannot be exported, the first: {refused[0].target}, "
-            f"{refused[0].component}: {refused[0].refusal}. Change the target's file or the components."
+            f"{refused[0].component}: {refused[0].refusal}. {REFUSED_HINT}"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,14 +10,16 @@ from typing import Annotated
 
 import typer
 
-from mobile_o_export.atomic import staged_file
 from mobile_o_export.cli.console import ProgressPrinter, megabytes, table
 from mobile_o_export.cli.inspect import CheckpointPath, Lora
-from mobile_o_export.cli.paths import expanded, expanded_name
+from mobile_o_export.cli.paths import expanded, expanded_name, require_output_file, require_replaceable
 from mobile_o_export.cli.plan import Components, RecordedGolden
 from mobile_o_export.errors import UsageError
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+SENSITIVITIES = "sensitivities.jsonl"
+"""Beside the recipe; other recipes of the same folder go by it as well."""
 
 
 def tune(
@@ -41,7 +44,11 @@ def tune(
     ] = None,
     min_snr: Annotated[
         float | None,
-        typer.Option("--min-snr", help="Every output at least this near PyTorch's.", metavar="DB"),
+        typer.Option(
+            "--min-snr",
+            help="Every output of every recorded call at least this near PyTorch's.",
+            metavar="DB",
+        ),
     ] = None,
     component: Components = None,
     candidate: Annotated[
@@ -54,17 +61,31 @@ def tune(
     ] = None,
     golden: RecordedGolden = None,
     lora: Lora = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the recipe, its numbers and its chart.")
+    ] = False,
 ) -> None:
     """Choose each weight's precision by measurement.
 
     Every weight is compressed alone, at every candidate, and the error that this causes at its component's
     output is measured on the golden's inputs; then bytes are spent where they matter most, and the whole is
-    measured again. Sensitivities are kept beside the recipe (.sensitivities.jsonl): an interrupted run goes
-    on, another goal takes seconds.
+    measured again; of the weights alone, without what fp16 arithmetic adds. Sensitivities are kept in
+    sensitivities.jsonl beside the recipe: an interrupted run goes on, another goal measures only its outcome.
     """
+    from mobile_o_export.tuning.outcome import counts, outcome_paths, write_outcome
+
     goal_bytes = None if budget is None else size_bytes(budget)
     if (budget is None) == (min_snr is None):
         raise UsageError("say what to reach: --budget SIZE or --min-snr DB, one of the two.")
+    if min_snr is not None and not 0 < min_snr < math.inf:
+        raise UsageError(f"--min-snr {min_snr:g} is no level to reach. Give dB above 0, such as 38.")
+    if out.suffix != ".toml":
+        raise UsageError(f"--out {out}: a recipe's name ends in .toml.")
+    cache = out.with_name(SENSITIVITIES)
+    for path in (*outcome_paths(out), cache):
+        require_output_file("--out", path, None)
+    for path in outcome_paths(out):
+        require_replaceable("--out", path, overwrite)
     with ProgressPrinter() as progress:
         progress("checkpoint", "", "reading its headers")
         from mobile_o_export.checkpoint import Checkpoint
@@ -72,7 +93,6 @@ def tune(
         from mobile_o_export.golden import Golden
         from mobile_o_export.precision import Precision
         from mobile_o_export.targets import load_target
-        from mobile_o_export.tuning.outcome import counts, recipe_toml, write_outcome
         from mobile_o_export.tuning.tune import Goal
         from mobile_o_export.tuning.tune import tune as run
 
@@ -92,13 +112,11 @@ def tune(
                 candidates,
                 Golden.open(golden or Path(place)),
                 Goal(goal_bytes, min_snr),
-                out.with_suffix(".sensitivities.jsonl"),
+                cache,
                 progress,
             )
         asked = f"--budget {budget}" if budget is not None else f"--min-snr {min_snr:g}"
-        with staged_file(out) as path:
-            path.write_text(recipe_toml(found, chosen.name, asked), encoding="utf-8")
-        write_outcome(out, found)
+        write_outcome(found, chosen.name, asked, out)
     rows = [
         [
             tuned.component,
@@ -121,6 +139,7 @@ def size_bytes(text: str) -> int:
     """
     found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMG]?I?B?)\s*", text.upper())
     unit = "" if found is None else found[2] if found[2] in UNITS else f"{found[2]}B"
-    if found is None or unit not in UNITS or float(found[1]) <= 0:
+    size = float(found[1]) * UNITS[unit] if found and unit in UNITS else 0.0
+    if not 1 <= size < math.inf:
         raise UsageError(f"--budget {text!r} is no size. Write 900MB, 1.1GB or a number of bytes.")
-    return round(float(found[1]) * UNITS[unit])
+    return round(size)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from mobile_o_export.parity.metrics import Array
 
-LOWEST, HIGHEST, PER_OCTAVE = -30, 20, 32
+LOWEST, HIGHEST, PER_OCTAVE = -30, 40, 32
 """Magnitudes are counted from 2**LOWEST to 2**HIGHEST in bins that are equally wide in their logarithm."""
 
 SAMPLE = 1_000_000
@@ -66,7 +66,7 @@ class Magnitudes:
         errors = (self.counts * np.where(centres > clips, excess, rounding)).sum(axis=1)
         wanted = self.largest * CLIPPED[int(np.argmin(errors))] / most
         kind = np.float16 if bits <= 8 else np.float32
-        return float(max(kind(wanted), np.finfo(kind).tiny)) if wanted > 0 else 1.0
+        return float(kind(np.clip(wanted, np.finfo(kind).tiny, np.finfo(kind).max))) if wanted > 0 else 1.0
 
 
 @dataclass
@@ -97,7 +97,7 @@ class Observed:
         """How much an error of each weight of ``shape`` [O, I, …] matters: its input's power."""
         power = np.asarray(self.squares) / max(self.positions, 1)
         # What was silent in these calls need not be so in others.
-        power = np.maximum(power, LEAST_POWER * power.mean())
+        power = np.maximum(power, LEAST_POWER * power.mean()) if power.any() else np.ones_like(power)
         groups = len(power) // shape[1]
         rows = np.repeat(power.reshape(groups, shape[1]), shape[0] // groups, axis=0)
         return np.broadcast_to(rows.reshape(*rows.shape, *[1] * (len(shape) - 2)), shape)
@@ -109,7 +109,7 @@ Statistics = Mapping[str, Observed]
 
 @contextmanager
 def observed(module: nn.Module) -> Iterator[dict[str, Observed]]:
-    """Counts what every linear layer and convolution of ``module`` takes and gives while it is called."""
+    """Counts what the ``layers`` of ``module`` take and give while it is called."""
     found: dict[str, Observed] = {}
     hooks = []
     for name, layer in layers(module).items():
@@ -134,7 +134,9 @@ def observed(module: nn.Module) -> Iterator[dict[str, Observed]]:
 
 
 def layers(module: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
-    """The layers whose inputs can be integers, by the name of their weight."""
+    """The layers whose inputs can be integers, by the name of their weight: linear ones, and convolutions of
+    pictures.
+    """
     return {
         f"{name}.weight": layer
         for name, layer in module.named_modules()

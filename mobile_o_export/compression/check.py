@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +33,7 @@ class WeightRow:
     """One compressed weight as the file restores it.
 
     Attributes:
-        snr_db: against the weight before compression.
+        snr_db: against the weight before compression; see ``require_near``.
         least_db: what its precision has to reach.
         size_bytes: with palettes or scales.
         input_scale: the step of its layer's integer inputs, where they are calibrated.
@@ -72,22 +72,15 @@ def check_weights(
             )
         if not np.isfinite(restored).all():
             raise GateError(f"{where} holds NaN or infinity. Do not ship it.")
-        level = snr_db(weight.source, restored)
-        precision = weight.form.precision
         row = WeightRow(
             name=name,
-            precision=precision,
+            precision=weight.form.precision,
             shape=weight.form.shape,
-            snr_db=level,
-            least_db=least_db(precision),
+            snr_db=require_near(weight, restored, where),
+            least_db=least_db(weight.form.precision),
             size_bytes=weight.form.size_bytes,
             input_scale=weight.input_scale,
         )
-        if level < row.least_db:
-            raise GateError(
-                f"{where} is {level:.1f} dB from its source, and {precision} should reach "
-                f"{row.least_db:.1f} dB. Give it another precision by a rule, if it is its values' doing."
-            )
         if not np.array_equal(restored, weight.restored()):
             differing = int(np.count_nonzero(restored != weight.restored()))
             raise GateError(
@@ -95,9 +88,38 @@ def check_weights(
                 "Do not ship it."
             )
         rows[name] = row
+    # Of weights with the same numbers, as tied ones are, a file may hold one.
+    for name in sorted(compressed.keys() - rows.keys()):
+        alike = (other for other in rows.values() if _same(compressed[other.name], compressed[name]))
+        if twin := next(alike, None):
+            rows[name] = replace(twin, name=name, input_scale=compressed[name].input_scale)
     if missing := sorted(compressed.keys() - rows.keys()):
         raise GateError(f"{component}: the file does not hold the compressed weight {missing[0]}.")
     return tuple(rows[name] for name in sorted(rows))
+
+
+def _same(one: Compressed, other: Compressed) -> bool:
+    return one.form.shape == other.form.shape and np.array_equal(one.restored(), other.restored())
+
+
+def require_near(weight: Compressed, restored: Array, where: str) -> float:
+    """The SNR of a weight against its source, errors weighed as its palette was fitted to them.
+
+    Raises:
+        GateError: it is less than its precision can excuse.
+    """
+    if weight.importance is None:
+        level = snr_db(weight.source, restored)
+    else:
+        root = np.sqrt(weight.importance).astype(np.float32)
+        level = snr_db(weight.source * root, restored * root)
+    precision = weight.form.precision
+    if level < least_db(precision):
+        raise GateError(
+            f"{where} is {level:.1f} dB from its source, and {precision} should reach "
+            f"{least_db(precision):.1f} dB. Give it another precision by a rule, if it is its values' doing."
+        )
+    return level
 
 
 def weights_json(rows: Iterable[WeightRow]) -> dict[str, Any]:

@@ -18,9 +18,11 @@ from torch import nn
 
 from mobile_o_export.compression import affine
 from mobile_o_export.compression.activations import Statistics, layers, quantize_inputs
+from mobile_o_export.compression.check import require_near
 from mobile_o_export.compression.form import Form
 from mobile_o_export.compression.integers import Integers, quantize
 from mobile_o_export.compression.palettes import Palettes, palettize
+from mobile_o_export.errors import ExportError
 from mobile_o_export.precision import Affine, Palette, Precision
 from mobile_o_export.progress import Say, silent
 
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 
 FEWEST = 1024
 """Weights of fewer elements stay floating point: they are few bytes."""
+
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding, nn.ParameterList)
+"""What has weights; a list of them is one layer's in pieces."""
 
 CHANNELS = 16
 """Output channels that share a palette where a precision does not say."""
@@ -48,6 +53,7 @@ class Compressed:
         dtype: what a runtime computes it in: float16 or float32.
         input_scale: the step of the integers that it is multiplied by, where these are calibrated.
         output_scale: … of those that its layer's results may be rounded to.
+        importance: of each number's error, where palettes were fitted by it.
     """
 
     name: str
@@ -57,6 +63,7 @@ class Compressed:
     dtype: type[np.floating] = np.float16
     input_scale: float | None = None
     output_scale: float | None = None
+    importance: Array | None = None
 
     def restored(self) -> Array:
         """The weight that a runtime computes from it, of that dtype."""
@@ -64,9 +71,14 @@ class Compressed:
 
 
 def weights_of(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The parameters that a recipe speaks of: matrices and kernels of some size."""
+    """The parameters that a recipe speaks of: matrices and kernels of layers, of some size.
+
+    Other tables are what something is scaled and shifted by, and few bytes.
+    """
+    owners = dict(module.named_modules())
     for name, parameter in module.named_parameters():
-        if parameter.dim() >= 2 and parameter.numel() >= FEWEST and parameter.is_floating_point():
+        layer = isinstance(owners[name.rpartition(".")[0]], LAYERS)
+        if layer and parameter.dim() >= 2 and parameter.numel() >= FEWEST and parameter.is_floating_point():
             yield name, parameter
 
 
@@ -80,8 +92,8 @@ def forms(module: nn.Module, recipe: Recipe, where: str) -> dict[str, Form]:
     # A rule may name what stays floating point in a small model, and is compressed in a large one.
     recipe.require_used([name for name, _ in module.named_parameters()], where)
     chosen = {name: (recipe.of(name), tuple(parameter.shape)) for name, parameter in weights_of(module)}
-    stored = {name: Form.of(*pair) for name, pair in chosen.items() if Form.exists(*pair)}
-    return {name: form for name, form in stored.items() if form.saves}
+    stored = {name: Form.saving(*pair) for name, pair in chosen.items()}
+    return {name: form for name, form in stored.items() if form is not None}
 
 
 def compress_module(
@@ -112,6 +124,7 @@ def compress_module(
     Raises:
         ConfigError: a rule matches no weight.
         ExportError: a weight is not finite.
+        GateError: a weight is further from its source than its precision can excuse.
     """
     parameters = dict(module.named_parameters())
     # A layer that no recorded call reached has nothing to be calibrated on.
@@ -126,16 +139,24 @@ def compress_module(
         layer = known.get(name)
         weight = parameter.detach().float().numpy()
         importance = layer.importance(form.shape) if layer and recipe.importance else None
-        found = compress(name, weight, form, importance, dtype)
-        if isinstance(found.data, Integers) and found.data.scales.min() < least_scale:
-            form = _without_scales(form)
+        try:
             found = compress(name, weight, form, importance, dtype)
+            if isinstance(found.data, Integers) and found.data.scales.min() < least_scale:
+                form = _without_scales(form)
+                found = compress(name, weight, form, importance, dtype)
+        except ExportError as error:
+            raise ExportError(
+                f"{where}: {name}: {error} Correct the checkpoint, or leave it floating point by a rule."
+            ) from error
         bits = form.precision.calibrated_bits
         if layer and bits:
             found = replace(
                 found, input_scale=layer.inputs.scale(bits), output_scale=layer.outputs.scale(bits)
             )
-        parameter.data = torch.from_numpy(found.restored()).to(parameter.dtype)
+        restored = found.restored()
+        # The files are held to this as well, at the end of hours.
+        require_near(found, restored, f"{where}: {name}")
+        parameter.data = torch.from_numpy(restored).to(parameter.dtype)
         done[name] = found
     return done
 
@@ -180,7 +201,8 @@ def compress(
     bits = form.precision.weight_bits
     if isinstance(form.precision.weights, Palette):
         weighing = None if importance is None else importance.reshape(rows.shape)
-        return Compressed(name, form, palettize(rows, bits, weighing), weight, dtype)
+        palettes = palettize(rows, bits, weighing)
+        return Compressed(name, form, palettes, weight, dtype, importance=importance)
     if isinstance(form.precision.weights, Affine):
         return Compressed(name, form, affine.quantize(rows, bits), weight, dtype)
     return Compressed(name, form, quantize(rows, bits, clip=bits < 8), weight, dtype)

@@ -56,6 +56,14 @@ class Form:
                 raise ValueError(f"{precision} compresses nothing")
         return cls(precision, shape, (*groups, *[1] * (len(shape) - len(groups))))
 
+    @classmethod
+    def saving(cls, precision: Precision, shape: tuple[int, ...]) -> Form | None:
+        """The form, if there is one and it is smaller than fp16."""
+        if not cls.exists(precision, shape):
+            return None
+        form = cls.of(precision, shape)
+        return form if form.saves else None
+
     @property
     def size_bytes(self) -> int:
         """What indices or integers take, with palettes, or scales and offsets, in fp16."""

@@ -79,17 +79,19 @@ class Recogniser:
             self._known.setdefault(_fingerprint(weight.restored()), []).append(weight)
 
     def find(self, constant: Array) -> Placed | None:
-        """The weight that a floating-point ``constant`` holds, if it holds one."""
-        for weight in self._known.get(_fingerprint(constant), ()):
-            # Restored again rather than kept: that would be as much memory as the module takes.
-            restored = weight.restored()
-            dense = restored.reshape([size for size in restored.shape if size > 1])
-            squeezed = constant.reshape([size for size in constant.shape if size > 1])
-            for axes in ((*range(dense.ndim),), (*reversed(range(dense.ndim)),)):
-                if np.array_equal(dense.transpose(axes), squeezed):
-                    self._found.add(weight.name)
-                    return Placed(weight, axes, constant.shape)
-        return None
+        """The weight that a floating-point ``constant`` holds, if it holds one.
+
+        Of several with the same numbers, as a table of embeddings and the head that is tied to it, all are
+        found in one constant, and it is the one whose layer takes integers, if one does: where the constant
+        is looked up instead of multiplied, nothing goes by that.
+        """
+        alike = [
+            Placed(weight, axes, constant.shape)
+            for weight in self._known.get(_fingerprint(constant), ())
+            if (axes := _order(weight, constant)) is not None
+        ]
+        self._found.update(placed.weight.name for placed in alike)
+        return max(alike, key=lambda placed: placed.weight.input_scale is not None, default=None)
 
     def require_all(self, component: str) -> None:
         """Raises ExportError where a weight was compressed and found in no graph."""
@@ -98,6 +100,16 @@ class Recogniser:
                 f"{component}: {len(missing)} compressed weights are not in the converted graphs, the first "
                 f"{missing[0]}. Report this; until then leave them floating point by a rule."
             )
+
+
+def _order(weight: Compressed, constant: Array) -> tuple[int, ...] | None:
+    """The axes of ``weight`` in the order that ``constant`` has them, or None if it holds something else."""
+    # Restored again rather than kept: that would be as much memory as the module takes.
+    restored = weight.restored()
+    dense = restored.reshape([size for size in restored.shape if size > 1])
+    squeezed = constant.reshape([size for size in constant.shape if size > 1])
+    orders = (tuple(range(dense.ndim)), tuple(reversed(range(dense.ndim))))
+    return next((axes for axes in orders if np.array_equal(dense.transpose(axes), squeezed)), None)
 
 
 def _fingerprint(values: Array) -> tuple[int, int, int]:

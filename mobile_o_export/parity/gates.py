@@ -96,6 +96,22 @@ class Gates(Strict):
             (self._gates(precision).function for precision in precisions), key=lambda gate: gate.snr_db
         )
 
+    def effective(self, precisions: Iterable[Precision], own: Gate | None) -> Gate:
+        """``own`` where a target has one, else that of ``precisions``.
+
+        Raises:
+            ValueError: ``own`` is looser than that, and does not say why.
+        """
+        usual = self.of(precisions)
+        if own is None:
+            return usual
+        looser = own.snr_db < usual.snr_db or usual.tokens_identical > own.tokens_identical
+        if looser and not own.reason:
+            raise ValueError(
+                f"a gate looser than {usual.snr_db:g} dB, that of its weights' precisions, needs a reason"
+            )
+        return own
+
     def of_chain(self, components: Mapping[str, tuple[Collection[Precision], Gate]]) -> ChainGate:
         """What a chain must reach: at each stage as much as the coarsest component up to it can.
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mobile_o_export.atomic import staged_file
 from mobile_o_export.precision import Precision
 
 if TYPE_CHECKING:
@@ -24,9 +25,9 @@ MOST_DB = 80.0
 _INK, _FAINT, _GRID, _LINE = (30, 30, 34), (105, 105, 112), (228, 228, 232), (31, 99, 196)
 
 
-def recipe_toml(found: Sequence[Tuned], target: str, command: str) -> str:
+def recipe_toml(found: Sequence[Tuned], target: str, goal: str) -> str:
     """The recipe for ``export --recipe``: a component's commonest precision, rules for other weights."""
-    lines = [f"# Measured for {target}: {command}"]
+    lines = [f"# Measured for {target}: {goal}"]
     for tuned in found:
         everything = _everything(tuned)
         ((default, _),) = counts(tuned).most_common(1)
@@ -79,11 +80,27 @@ def outcome_json(found: Sequence[Tuned]) -> dict[str, Any]:
     }
 
 
-def write_outcome(path: Path, found: Sequence[Tuned]) -> None:
-    """The JSON and the chart beside the recipe at ``path``."""
-    content = json.dumps(outcome_json(found), indent=1) + "\n"
-    path.with_suffix(".json").write_text(content, encoding="utf-8")
-    chart(found).save(path.with_suffix(".png"), optimize=True)
+def outcome_paths(recipe: Path) -> tuple[Path, Path, Path]:
+    """The recipe's own path, that of its numbers and that of its chart."""
+    return recipe, recipe.with_suffix(".json"), recipe.with_suffix(".png")
+
+
+def write_outcome(found: Sequence[Tuned], target: str, goal: str, out: Path) -> None:
+    """The recipe at ``out``, the JSON and the chart beside it; each whole or not at all, the recipe last.
+
+    Args:
+        found: of every component.
+        target: whom it was measured for, a name.
+        goal: what was asked, as a reader of the recipe may ask it again.
+        out: ends in ``.toml``.
+    """
+    recipe, numbers, picture = outcome_paths(out)
+    with staged_file(picture) as partial:
+        chart(found).save(partial, format="png", optimize=True)
+    with staged_file(numbers) as partial:
+        partial.write_text(json.dumps(outcome_json(found), indent=1) + "\n", encoding="utf-8")
+    with staged_file(recipe) as partial:
+        partial.write_text(recipe_toml(found, target, goal), encoding="utf-8")
 
 
 def chart(found: Sequence[Tuned]) -> Picture:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,8 +16,10 @@ import torch
 from torch import nn
 
 from mobile_o_export.compression.activations import Statistics, layers, quantize_inputs, scale_inputs
+from mobile_o_export.compression.check import require_near
 from mobile_o_export.compression.compress import compress, weights_of
 from mobile_o_export.compression.form import Form
+from mobile_o_export.errors import GateError
 from mobile_o_export.precision import Activations, Precision
 from mobile_o_export.progress import Say
 from mobile_o_export.quiet import quiet_vendor
@@ -31,14 +34,17 @@ if TYPE_CHECKING:
     from mobile_o_export.golden import Golden
     from mobile_o_export.golden.store import Case
 
-VERSION = 2
+VERSION = 4
 """Of how sensitivities are measured: another one makes those of before invalid."""
 
 FEW = 4
 """Cases of each function that a single weight's error is measured on; a whole allocation's is on all."""
 
 Noise = Mapping[str, float]
-"""Noise power over signal power by output, ``function.output``: the mean over a golden's calls."""
+"""Noise power over signal power by output, ``function.output``: of a golden's worst call, as gates go."""
+
+NOT_FINITE = 1e30
+"""The noise of what is not a number, or not a form that an export lets pass: worse than any other."""
 
 
 def worst(noise: Noise) -> float:
@@ -101,16 +107,25 @@ class Bench:
             few: on ``FEW`` cases of each function instead of all of the golden's.
         """
         now = self._measured(few=few)
-        return {output: max(0.0, value - self._base[few][output]) for output, value in now.items()}
+        return {
+            output: max(0.0, value - self._base[few][output]) if math.isfinite(value) else NOT_FINITE
+            for output, value in now.items()
+        }
 
     @contextmanager
     def swapped(self, forms: Mapping[str, Form]) -> Iterator[None]:
-        """The module with the weights named in ``forms`` restored from them, and inputs rounded likewise."""
+        """The module with the weights named in ``forms`` restored from them, and inputs rounded likewise.
+
+        Raises:
+            GateError: a weight is further from its source than its precision can excuse.
+        """
         own = {name: self.weights[name].data for name in forms}
         rounded = []
         try:
             for name, form in forms.items():
-                restored = compress(name, own[name].float().numpy(), form).restored()
+                compressed = compress(name, own[name].float().numpy(), form)
+                restored = compressed.restored()
+                require_near(compressed, restored, name)
                 self.weights[name].data = torch.from_numpy(restored).to(own[name].dtype)
                 if handle := self._round_inputs(name, form.precision):
                     rounded.append(handle)
@@ -134,7 +149,7 @@ class Bench:
         return None
 
     def _measured(self, *, few: bool) -> dict[str, float]:
-        sums: dict[str, list[float]] = {}
+        worst_call: dict[str, float] = {}
         for case in _spread(self._cases) if few else self._cases:
             for step in case.steps:
                 outputs = self._runner.run(step.function, self._golden.inputs(step))
@@ -144,8 +159,9 @@ class Bench:
                     noise = float(np.square(outputs[name] - wanted).sum())
                     # An output that is all zero says nothing of a relative error.
                     if signal > 0:
-                        sums.setdefault(f"{step.function}.{name}", []).append(noise / signal)
-        return {output: sum(values) / len(values) for output, values in sums.items()}
+                        output, relative = f"{step.function}.{name}", noise / signal
+                        worst_call[output] = float(np.maximum(worst_call.get(output, 0.0), relative))
+        return worst_call
 
 
 def _spread(cases: Sequence[Case]) -> list[Case]:
@@ -163,18 +179,18 @@ def _spread(cases: Sequence[Case]) -> list[Case]:
 class Sensitivities:
     """Measured sensitivities in a file of JSON lines, so that a later run goes on and nothing is done twice.
 
-    A line is valid for equal bytes of the weight, whatever it is called, in the same component on the same
-    golden; a run that was interrupted leaves at most its last line unfinished.
+    A line is valid for the same bytes of the same weight, in the same component on the same golden; a run
+    that was interrupted leaves at most its last line unfinished.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._known: dict[str, Noise] = {}
         if path.is_file():
-            content = path.read_text(encoding="utf-8")
+            content = path.read_text(encoding="utf-8", errors="replace")
             if content and not content.endswith("\n"):
                 # Cut off in the middle of a line: the next one must not continue it.
-                path.write_text(content + "\n", encoding="utf-8")
+                self._append("\n")
             for line in content.splitlines():
                 try:
                     entry = json.loads(line)
@@ -196,8 +212,11 @@ class Sensitivities:
             "precision": str(precision),
             "noise": noise,
         }
+        self._append(json.dumps(entry) + "\n")
+
+    def _append(self, text: str) -> None:
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(text)
 
 
 def measure_options(
@@ -209,26 +228,30 @@ def measure_options(
     known: Sensitivities,
     say: Say,
 ) -> dict[str, tuple[Option, ...]]:
-    """For each weight its options: floating point, and every candidate that makes it smaller."""
+    """For each weight its options: floating point, and every candidate that makes it smaller and that an
+    export would let pass.
+    """
     found: dict[str, tuple[Option, ...]] = {}
     for index, (name, weight) in enumerate(bench.weights.items()):
         shape = tuple(weight.shape)
         digest = sha256(weight.detach().contiguous().numpy().tobytes()).hexdigest()
         options = [Option(floating, weight.numel() * floating.weight_bits // 8, {})]
         for candidate in candidates:
-            if not Form.exists(candidate, shape):
+            form = Form.saving(candidate, shape)
+            if form is None:
                 continue
-            form = Form.of(candidate, shape)
-            if not form.saves:
-                continue
-            content = f"{component} {golden.index.sha256} {digest} {shape} {form.precision} {VERSION}"
+            content = f"{component} {name} {golden.index.sha256} {digest} {shape} {form.precision} {VERSION}"
             key = sha256(content.encode()).hexdigest()
             noise = known.get(key)
             if noise is None:
                 say(f"{candidate} of weight {index + 1} of {len(bench.weights)}")
-                with bench.swapped({name: form}):
-                    noise = bench.noise(few=True)
+                try:
+                    with bench.swapped({name: form}):
+                        noise = bench.noise(few=True)
+                except GateError:
+                    noise = {"weight": NOT_FINITE}
                 known.add(key, component, name, form.precision, noise)
-            options.append(Option(candidate, form.size_bytes, noise))
+            if worst(noise) < NOT_FINITE:
+                options.append(Option(candidate, form.size_bytes, noise))
         found[name] = tuple(options)
     return found

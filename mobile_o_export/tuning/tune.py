@@ -12,7 +12,7 @@ from mobile_o_export.backends.registry import backend
 from mobile_o_export.calibration import Calibration
 from mobile_o_export.components.registry import chosen_components
 from mobile_o_export.compression.form import Form
-from mobile_o_export.compression.recipe import Recipe
+from mobile_o_export.compression.recipe import Recipe, Rule
 from mobile_o_export.errors import UsageError
 from mobile_o_export.plan import PlanItem, plan, refusal_of
 from mobile_o_export.precision import Precision
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from mobile_o_export.golden import Golden
     from mobile_o_export.targets import Target
 
-ROUNDS = 4
-"""How often an allocation for a level is tightened where what it measures falls short of the prediction."""
+TIGHTER = 0.9
+"""By at least this an allocation for a level is tightened where it measures less than what was predicted."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Goal:
 
     Attributes:
         budget_bytes: of all tuned components' weights together.
-        snr_db: at every output of every component.
+        snr_db: at every output of every component, in every call of the golden.
     """
 
     budget_bytes: int | None = None
@@ -92,8 +92,8 @@ def tune(
         progress: told what happens.
 
     Raises:
-        UsageError: the backend does a candidate for none of the components, there is nothing to choose from,
-            or the goal cannot be reached.
+        UsageError: the backend does a candidate for none of the components, or not all of them together;
+            there is nothing to choose from; or the budget cannot be met.
         GoldenError: ``golden`` is not of ``checkpoint``.
     """
     golden.require_checkpoint(checkpoint.digest)
@@ -130,7 +130,8 @@ def offered(
     ``vendor`` does for each.
 
     Raises:
-        UsageError: there is no candidate, one is for no component, or a chosen component cannot be exported.
+        UsageError: there is no candidate, one is for no component, some exclude each other, or a chosen
+            component cannot be exported.
     """
     if not candidates:
         raise UsageError("the target's file says no candidates. Give --candidate P, or candidates there.")
@@ -138,7 +139,7 @@ def offered(
     refused: dict[Precision, str] = {}
     for item in items:
         if item.refusal and item.component in names:
-            raise UsageError(f"{item.target}, {item.component}: {item.refusal}. Change the target's file.")
+            raise UsageError(f"{item.target}, {item.component}: {item.refusal}. Choose other components.")
         if item.request is None:
             continue
         floating = item.request.recipe.floating
@@ -150,6 +151,9 @@ def offered(
             else:
                 own.append(candidate)
         found.append((item, own))
+        together = replace(item.request, recipe=_mixed(floating, own))
+        if item.component in names and (reason := refusal_of(together, vendor, checkpoint)):
+            raise UsageError(f"{item.target}, {item.component}: {reason}. Give --candidate, of one kind.")
     # What a component that is not chosen and is refused would do cannot be asked.
     all_asked = not any(item.refusal for item in items)
     for candidate in candidates:
@@ -158,7 +162,17 @@ def offered(
         if all_asked and not any(candidate in own for _, own in found):
             reason = refused.get(candidate, "every component is skipped")
             raise UsageError(f"{candidate} is no candidate: {reason}.")
-    return [(item, own) for item, own in found if item.component in names]
+    chosen = [(item, own) for item, own in found if item.component in names]
+    if not chosen:
+        reasons = "; ".join(f"{item.component}: {item.skip}" for item in items if item.component in names)
+        raise UsageError(f"nothing to tune, everything chosen is skipped: {reasons}. Choose others.")
+    return chosen
+
+
+def _mixed(floating: Precision, precisions: Sequence[Precision]) -> Recipe:
+    """One that has all of them."""
+    rules = tuple(Rule(match=("*",), precision=precision) for precision in precisions)
+    return Recipe(floating=floating, default=floating, rules=rules)
 
 
 class _Part:
@@ -195,6 +209,11 @@ class _Part:
         """The noise with all of ``chosen`` together."""
         with self._bench.swapped(self._forms({name: option.precision for name, option in chosen.items()})):
             return worst(self._bench.noise())
+
+    def uncompressed(self) -> Allocation:
+        """Every weight in floating point, which adds no noise."""
+        options = {name: own[0] for name, own in self.options.items()}
+        return Allocation(options, sum(option.size_bytes for option in options.values()), 0.0)
 
     def result(self, allocation: Allocation) -> Tuned:
         """What came of it."""
@@ -251,8 +270,8 @@ def _for_budget(parts: Mapping[str, _Part], budget_bytes: int) -> dict[str, Allo
     if chosen is None:
         least = allocations[-1].size_bytes + rest
         raise UsageError(
-            f"the smallest that these precisions make of it is {least / 1e6:.1f} MB, more than the budget of "
-            f"{budget_bytes / 1e6:.1f} MB. Give a larger budget, or candidates of fewer bits."
+            f"the smallest that these precisions make of it is {least / 1e6:.4g} MB, more than the budget of "
+            f"{budget_bytes / 1e6:.4g} MB. Give a larger budget, or candidates of fewer bits."
         )
     found = {}
     for name, part in parts.items():
@@ -268,14 +287,14 @@ def _for_budget(parts: Mapping[str, _Part], budget_bytes: int) -> dict[str, Allo
 def _for_level(part: _Part, snr_db: float) -> Allocation:
     """The smallest allocation that measures at least ``snr_db``; tightened where errors add up otherwise."""
     wanted = limit = 10 ** (-snr_db / 10)
-    for _ in range(ROUNDS):
-        allocation = within_noise(part.frontier, limit)
-        assert allocation is not None, "floating point adds no noise"
+    while allocation := within_noise(part.frontier, limit):
         measured = part.measured(allocation.options)
         if measured <= wanted:
             return allocation
-        limit *= 0.9 * wanted / measured
-    return part.frontier[0]
+        if allocation.noise == 0:
+            break
+        limit = TIGHTER * min(limit * wanted / measured, allocation.noise)
+    return part.uncompressed()
 
 
 def level(noise: float) -> float:

@@ -207,22 +207,12 @@ def test_transformers_computes_the_model_from_nothing_but_the_folder(
     assert min(found.values()) > least, found
 
 
-def test_tied_embeddings_are_stored_once(
-    reference_folder: Path, tmp_path: Path, reference_checkpoint: Checkpoint
-) -> None:
-    tied = tmp_path / "tied"
-    shutil.copytree(reference_folder, tied)
-    tensors = load_file(tied / "model.safetensors")
-    del tensors["lm_head.weight"]
-    save_file(tensors, tied / "model.safetensors")
-    config = json.loads((tied / "config.json").read_text())
-    (tied / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
-    checkpoint = Checkpoint.open(tied)
-    write(request(recipe("w8_affine_b64")), checkpoint, tmp_path)
+def test_tied_embeddings_are_stored_once(tied_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    write(request(recipe("w8_affine_b64")), tied_checkpoint, tmp_path)
     names = load_file(tmp_path / "llm" / "model.safetensors")
     assert not [name for name in names if "lm_head" in name]
     assert json.loads((tmp_path / "llm" / "config.json").read_text())["tie_word_embeddings"] is True
-    assert min(levels(tmp_path / "llm", checkpoint).values()) > 30
+    assert min(levels(tmp_path / "llm", tied_checkpoint).values()) > 30
 
 
 def test_the_vision_encoder_needs_the_projector_in_the_folder(tmp_path: Path) -> None:

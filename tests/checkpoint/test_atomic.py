@@ -26,6 +26,16 @@ def _fail_inside(final: Path, error: BaseException) -> None:
         raise error
 
 
+def test_files_that_a_library_keeps_to_the_user_are_as_readable_as_others(tmp_path: Path) -> None:
+    with staged_folder(tmp_path / "out", 0) as partial:
+        (partial / "deep").mkdir()
+        for name in ("deep/usual", "deep/private"):
+            (partial / name).touch()
+        (partial / "deep/private").chmod(0o600)
+    modes = [(tmp_path / "out" / "deep" / name).stat().st_mode for name in ("usual", "private")]
+    assert modes[0] == modes[1]
+
+
 @pytest.mark.parametrize(
     "error", [KeyboardInterrupt(), SystemExit(2), ValueError("bug"), OSError(errno.EIO, "disk")]
 )

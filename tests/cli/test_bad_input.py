@@ -181,14 +181,14 @@ ONNX = {"backend": "onnx", "sequence": "max_length = 64\ncontext = 1024"}
         ),
         (
             {"mcp": 'precision = "fp16"\ngate = { snr_db = 9.0 }'},
-            "components.mcp: a gate looser than fp16's 40 dB needs a reason.",
+            "mine, mcp: a gate looser than 40 dB, that of its weights' precisions, needs a reason.",
         ),
         (
             {"sequence": 'lengths = ["long"]\ncontext = 9'},
             "sequence.lengths.0: Input should be a valid integer",
         ),
-        ({"sequence": "lengths = 64\ncontext = 1024"}, "sequence.lengths: Input should be a valid tuple."),
-        ({"sequence": "lengths = [64]"}, "sequence.context: Field required."),
+        ({"sequence": "lengths = 64\ncontext = 1024"}, "sequence.lengths: give a list."),
+        ({"sequence": "lengths = [64]"}, "sequence.context: is missing."),
         (
             {"sequence": "lengths = []\ncontext = 9"},
             "sequence: give either lengths (buckets, for static shapes)",
@@ -238,12 +238,12 @@ def test_wrong_target_files(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "name: Field required."),
+        (b"", "name: is missing."),
         (b"\xff\xfe", "not valid TOML: 'utf-8' codec can't decode byte 0xff"),
         (b"name = ", "not valid TOML: Invalid value"),
         (b'name = "a"\nname = "b"', "not valid TOML: Cannot overwrite a value"),
         (b"a = " + b"[" * 5000, "not valid TOML: maximum recursion depth exceeded"),
-        (b'name = "mine"\nsequence = 3', "Field required."),
+        (b'name = "mine"\nsequence = 3', "is missing."),
     ],
     ids=["empty", "utf-16", "cut", "twice", "deep", "types"],
 )
@@ -276,7 +276,7 @@ def test_plan_shows_what_it_refuses(
     assert outcome.code == 2
     assert outcome.err == (
         f"error: 1 of 5 cannot be exported, the first: mine, mcp: {refusal}. "
-        "Change the target's file or the components.\n"
+        "Give another precision, change the target's file or choose other components.\n"
     )
     if as_json:
         report = json.loads(outcome.out)
@@ -298,7 +298,10 @@ def test_export_refuses_what_plan_refuses(
     path = target_file(mcp='precision = "w16"')
     out = tmp_path / "out"
     outcome = cli("export", reference_folder, "--target", path, "--out", out)
-    outcome.refused("mine, mcp: coreml does not do w16; it does fp32, fp16, ", ". Change the target's file")
+    outcome.refused(
+        "mine, mcp: coreml does not do w16; it does fp32, fp16, ",
+        ". Give another precision, change the target's file",
+    )
     assert not out.exists()
 
 
@@ -315,7 +318,7 @@ DESCRIBE = '[[describe]]\nname = "b"\nimage = "x.png"\nquestion = "q"\n'
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (DESCRIBE, "generate: Field required."),
+        (DESCRIBE, "generate: is missing."),
         (f'[[generate]]\nname = "a"\nprompt = "p"\nstep = 3\n{DESCRIBE}', "Did you mean 'steps'?"),
         (f'[[generate]]\nname = "b"\nprompt = "p"\n{DESCRIBE}', "the name 'b' is given twice. Rename one."),
         (

@@ -127,6 +127,6 @@ def test_interrupts_while_lowering(
     outcome = finish(process)
     assert (outcome.code, outcome.out) == (code, "")
     *progress, last = outcome.err.splitlines()
-    assert last == "interrupted; nothing was left behind"
+    assert last == "interrupted; nothing half-written was left behind"
     clean(Outcome(code, "", "\n".join(progress)))
     assert list(tmp_path.iterdir()) == []

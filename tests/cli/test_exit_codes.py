@@ -42,7 +42,7 @@ def ends_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (MemoryError(), 2, "error: out of memory. 'mobile-o-export plan' estimates"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "error: /x: Permission denied. Check"),
         (OSError(errno.EIO, "Input/output error"), 2, "error: Input/output error. Check"),
-        (KeyboardInterrupt(), 130, "interrupted; nothing was left behind\n"),
+        (KeyboardInterrupt(), 130, "interrupted; nothing half-written was left behind\n"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
@@ -217,4 +217,4 @@ def test_an_interrupt_that_a_vendor_swallows_comes_back(
         for number, handler in FORMER.items():
             signal.signal(number, handler)
     assert ignored
-    assert outcome == Outcome(143, "", "interrupted; nothing was left behind\n")
+    assert outcome == Outcome(143, "", "interrupted; nothing half-written was left behind\n")

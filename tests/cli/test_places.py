@@ -156,7 +156,7 @@ def test_an_interrupt_in_mid_export(
     monkeypatch.setattr(OnnxBackend, "lower", lower)
     outcome = cli("export", reference_folder, *PART, "--golden", golden, "--out", here / "new" / "bundle")
     assert (outcome.code, outcome.out) == (130, "")
-    assert outcome.err.endswith("interrupted; nothing was left behind\n")
+    assert outcome.err.endswith("interrupted; nothing half-written was left behind\n")
     assert names(here) == []
 
 

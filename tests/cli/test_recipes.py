@@ -38,6 +38,7 @@ def test_a_component_s_precision_comes_before_everyone_s(cli: Cli, reference_fol
         ("", "precision '' is unknown."),
         ("mpc=w8", "component 'mpc' is unknown. Did you mean 'mcp'?"),
         ("mcp=", "precision '' is unknown."),
+        ("=w8", "component '' is unknown."),
         ("mcp=w8_dyn", "coreml-ane, mcp: coreml does not do w8_dyn; it does fp32, fp16, wN_lut"),
     ],
 )
@@ -51,7 +52,19 @@ def test_precisions_that_cannot_be_had(cli: Cli, reference_folder: Path, asked: 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "components: Field required"),
+        ("", "components: is missing"),
+        ("[components]", "components: give at least one"),
+        ("[components]\nmcp = 'w8'", "components.mcp: give a table."),
+        ("[components.mcp]\nprecision = 'w8'\nrules = 'x'", "components.mcp.rules: give a list"),
+        ("[components.mcp]\nprecision = 'w8'\nimportance = 'yes'", "components.mcp.importance: give true or"),
+        (
+            "[components.mcp]\nprecision = 'fp16'\n[[components.mcp.rules]]\nmatch = 'x'\nprecision = 'fp16'",
+            "the rule 'x' matches no weight",
+        ),
+        (
+            "[components.mcp]\nprecision = 'w8'\n[components.mcp.gate]\nsnr_db = 5.0",
+            "a gate looser than 35 dB, that of its weights' precisions, needs a reason",
+        ),
         ("[components.mpc]\nprecision = 'w8'", "component 'mpc' is unknown. Did you mean 'mcp'?"),
         ("[components.mcp]\nprecision = 'w9'", "precision 'w9' is unknown"),
         ("[components.mcp]\nprecision = 'w8'\nrule = []", "rule"),
@@ -71,6 +84,17 @@ def test_recipes_that_make_no_sense(
     cli("plan", reference_folder, *MCP, "--recipe", path).refused(message)
 
 
+def test_a_rule_for_another_floating_point_than_is_computed_in_is_refused(
+    cli: Cli, reference_folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "recipe.toml"
+    rule = "[[components.mcp.rules]]\nmatch = '*'\nprecision = 'fp32'"
+    path.write_text(f"[components.mcp]\nprecision = 'w8'\n{rule}")
+    outcome = cli("plan", reference_folder, *MCP, "--recipe", path)
+    assert outcome.code == 2
+    assert "a rule asks for fp32, and what is not compressed is fp16 in this component." in outcome.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -78,7 +102,10 @@ def test_recipes_that_make_no_sense(
         (("--budget", "1MB", "--min-snr", "30"), "one of the two"),
         (("--budget", "lots"), "--budget 'lots' is no size. Write 900MB"),
         (("--budget", "-5MB"), "is no size"),
-        (("--budget", "1KB"), "more than the budget of 0.0 MB"),
+        (("--budget", "1KB"), "more than the budget of 0.001 MB"),
+        (("--budget", "9" * 400), "is no size"),
+        (("--min-snr", "nan"), "--min-snr nan is no level to reach. Give dB above 0"),
+        (("--min-snr", "-5"), "--min-snr -5 is no level to reach"),
         (("--min-snr", "30", "--candidate", "w7"), "precision 'w7' is unknown"),
         (("--min-snr", "30", "--candidate", "w8_dyn"), "w8_dyn is no candidate: coreml does not do w8_dyn"),
         (("--min-snr", "30", "--golden", "nowhere"), "nowhere"),
@@ -112,6 +139,30 @@ def test_tune_leaves_a_recipe_that_plan_replays(
     with Image.open(out.with_suffix(".png")) as chart:
         assert chart.width > 300
     assert size(cli, reference_folder, "--recipe", out) == pytest.approx(numbers["size_bytes"], rel=0.02)
+
+    again = ("tune", reference_folder, *MCP, "--golden", golden, "--min-snr", "20", "--out")
+    cli(*again, out).refused("exists already. Choose another name, or --overwrite it")
+    assert json.loads(out.with_suffix(".json").read_text())["components"]["mcp"] == numbers
+    measured = (tmp_path / "sensitivities.jsonl").read_text()
+    assert cli(*again, tmp_path / "smaller.toml").code == 0
+    assert cli(*again, out, "--overwrite").code == 0
+    assert out.read_text() == (tmp_path / "smaller.toml").read_text()
+    # Another goal, under another name: by the same sensitivities.
+    assert (tmp_path / "sensitivities.jsonl").read_text() == measured
+
+
+def test_places_where_a_recipe_cannot_go_are_refused_before_anything_is_measured(
+    cli: Cli, reference_folder: Path, golden: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "folder.toml").mkdir()
+    arguments = ("tune", reference_folder, *MCP, "--golden", golden, "--min-snr", "30", "--out")
+    for name, message in (
+        ("recipe.json", "a recipe's name ends in .toml"),
+        ("missing/recipe.toml", "its folder does not exist. Make it first"),
+        ("folder.toml", "is a folder. Give the path of a file"),
+    ):
+        cli(*arguments, tmp_path / name).refused(message)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.toml"]
 
 
 def test_calibration_on_another_checkpoint_s_golden_is_refused(

@@ -162,11 +162,21 @@ def test_a_rule_leaves_a_layer_s_inputs_floating_point() -> None:
     assert done["first.weight"].input_scale is None
 
 
+def test_a_layer_whose_inputs_were_all_zero_has_palettes_as_without_importance() -> None:
+    silent = layer_over(torch.zeros(4, 32))
+    np.testing.assert_array_equal(silent.importance((8, 32)), np.ones((8, 32)))
+
+
+def test_a_step_for_what_fp16_cannot_hold_is_finite() -> None:
+    assert counted(torch.tensor([1e9, -3e9])).scale(8) == np.finfo(np.float16).max
+    assert counted(torch.tensor([1e9, -3e9])).scale(16) == pytest.approx(3e9 / 32767, rel=0.2)
+
+
 def test_palettes_serve_the_inputs_that_a_layer_gets_where_that_is_asked_for() -> None:
     def outputs_db(importance: bool) -> float:
         module, ids = Small(), torch.arange(64)[None]
         # Where inputs are large weights are small, and an error of theirs counts.
-        power = torch.linspace(0.05, 3, 64)
+        power = torch.linspace(0.2, 3, 64)
         module.table.weight.data *= power
         module.first.weight.data /= power
         with torch.no_grad():

@@ -10,7 +10,7 @@ from torch import nn
 
 from mobile_o_export.compression.compress import compress, compress_module, forms
 from mobile_o_export.compression.form import Form
-from mobile_o_export.errors import ConfigError, ExportError
+from mobile_o_export.errors import ConfigError, ExportError, GateError
 from mobile_o_export.parity.metrics import measure
 from mobile_o_export.precision import Precision
 
@@ -24,6 +24,7 @@ class Small(nn.Module):
         self.norm = nn.LayerNorm(2048)
         self.little = nn.Linear(8, 8)
         self.last = nn.Linear(64, 30)
+        self.shifts = nn.Parameter(torch.randn(6, 256))
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_sizes_count_indices_palettes_and_scales() -> None:
     assert size("w4_b32") == 64 * 128 // 2 + 2 * 64 * 4
 
 
-def test_vectors_and_small_matrices_stay_floating_point() -> None:
+def test_vectors_small_matrices_and_tables_of_shifts_stay_floating_point() -> None:
     assert set(forms(Small(), recipe("w8"), "small")) == {"first.weight", "kernel.weight", "last.weight"}
 
 
@@ -143,6 +144,15 @@ def test_importance_takes_error_from_where_it_counts() -> None:
     ]
     # The values' distribution is the same everywhere, so that there is little to gain; but nothing to lose.
     assert errors[1] <= errors[0]
+
+
+def test_a_weight_too_far_from_its_source_is_refused_before_anything_is_converted() -> None:
+    module = Small()
+    # One weight of each channel makes the steps too wide for the others.
+    torch.nn.init.normal_(module.kernel.weight, std=0.02)
+    module.kernel.weight.data[:, 0, 0, 0] = 1.0
+    with pytest.raises(GateError, match=r"small: kernel\.weight is 2\d\.. dB from its source, and w8 should"):
+        compress_module(module, recipe("w8"), "small")
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:

@@ -8,14 +8,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from mobile_o_export.errors import ConfigError
 from mobile_o_export.parity.gates import Gate, shipped_gates
 from mobile_o_export.parity.judge import Judge, Row, Status, verdict
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.parity.report import junit_xml, report_json
 from mobile_o_export.precision import Precision
-from mobile_o_export.strict import check
-from mobile_o_export.targets import ComponentPlan
 from mobile_o_export.tensors import DType, Role, TensorSpec
 
 GATE = Gate(snr_db=40.0)
@@ -214,19 +211,16 @@ def test_shipped_gates_ask_for_no_less_than_was_promised(precision: str, least_d
     ],
 )
 def test_a_target_that_loosens_a_gate_must_say_why(precision: str, looser: dict[str, object]) -> None:
-    plan = {"precision": precision, "gate": looser}
-    with pytest.raises(ConfigError, match=rf"a gate looser than {precision}'s .* needs a reason"):
-        check(plan, ComponentPlan, "a target", ConfigError)
-    reasoned = {"precision": precision, "gate": {**looser, "reason": "measured: 39.5 dB"}}
-    found = check(reasoned, ComponentPlan, "a target", ConfigError)
-    assert found.effective_gate.snr_db == looser["snr_db"]
+    gates, own = shipped_gates(), [Precision.FP32, Precision.parse(precision)]
+    with pytest.raises(ValueError, match=r"a gate looser than .* dB, .* needs a reason"):
+        gates.effective(own, Gate.model_validate(looser))
+    reasoned = Gate.model_validate({**looser, "reason": "measured: 39.5 dB"})
+    assert gates.effective(own, reasoned) == reasoned
 
 
 def test_a_target_may_ask_for_more_without_a_reason() -> None:
-    found = check({"precision": "fp16", "gate": {"snr_db": 55.0}}, ComponentPlan, "a target", ConfigError)
-    assert found.effective_gate.snr_db == 55.0
+    assert shipped_gates().effective([Precision.FP16], Gate(snr_db=55.0)).snr_db == 55.0
 
 
 def test_a_target_that_names_no_gate_gets_the_precision_s_own() -> None:
-    found = check({"precision": "fp16"}, ComponentPlan, "a target", ConfigError)
-    assert found.effective_gate == shipped_gates().fp16.function
+    assert shipped_gates().effective([Precision.FP16], None) == shipped_gates().fp16.function
