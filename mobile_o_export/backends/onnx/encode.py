@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mobile_o_export.backends.onnx import dynamic, nbits
 from mobile_o_export.backends.onnx.edits import add_constant, gathers, products
 from mobile_o_export.backends.onnx.half import store_as_half
@@ -57,7 +59,10 @@ class Encoder:
             # Between QuantizeLinear and its product, runtimes look for the standard's form.
             own = self.for_onnxruntime and placed.weight.input_scale is None
             stored = _encode_for_onnxruntime(graph, name, value, placed) if own else None
-            self._placed[graph.name, f"{name}.integers"] = stored or _dequantize(graph, name, value, placed)
+            if stored is None:
+                multiplied = self.for_onnxruntime and placed.weight.input_scale is not None
+                stored = _dequantize(graph, name, value, placed, unsigned=multiplied)
+            self._placed[graph.name, f"{name}.integers"] = stored
             del graph.initializers[name]
         if self.as_half:
             store_as_half(graph)
@@ -98,7 +103,7 @@ def _turned(placed: Placed) -> Placed:
     return replace(placed, axes=placed.axes[::-1], shape=placed.shape[::-1])
 
 
-def _dequantize(graph: Any, name: str, value: Any, placed: Placed) -> Placed:
+def _dequantize(graph: Any, name: str, value: Any, placed: Placed, *, unsigned: bool) -> Placed:
     """Puts ``DequantizeLinear`` of integers in the place of the initializer ``value``."""
     import onnx_ir
 
@@ -113,11 +118,18 @@ def _dequantize(graph: Any, name: str, value: Any, placed: Placed) -> Placed:
     else:
         axis = spread[0] if spread else 0
         attributes, scales = {"axis": axis}, scales.reshape(-1)
-    kind = onnx_ir.DataType.INT4 if placed.weight.form.precision.weight_bits == 4 else onnx_ir.DataType.INT8
+    if unsigned:
+        kind, numbers = onnx_ir.DataType.UINT8, dynamic.unsigned(placed)
+    else:
+        four = placed.weight.form.precision.weight_bits == 4
+        kind, numbers = onnx_ir.DataType.INT4 if four else onnx_ir.DataType.INT8, placed.numbers()
     inputs = [
-        add_constant(graph, f"{name}.integers", placed.numbers(), kind),
+        add_constant(graph, f"{name}.integers", numbers, kind),
         add_constant(graph, f"{name}.scales", scales, value.dtype),
     ]
+    if unsigned:
+        middles = np.full(scales.shape, dynamic.MIDDLE)
+        inputs.append(add_constant(graph, f"{name}.middles", middles, kind))
     node = onnx_ir.node(
         "DequantizeLinear",
         inputs,

@@ -115,7 +115,9 @@ def _multiplied_integers(graph: _Graph, node: Any) -> Array:
     if graph.makers[activations].op_type != "DynamicQuantizeLinear":
         raise ValueError(f"{node.name}: its sums are not scaled by its activations' scale")
     values = graph.constant(scales)
-    return graph.constant(node.input[1]).astype(values.dtype) * values
+    _, integers, _, zero = node.input
+    signed = graph.constant(integers).astype(values.dtype) - graph.constant(zero).astype(values.dtype)
+    return np.asarray(signed * values)
 
 
 _READERS = {
