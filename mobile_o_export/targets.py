@@ -166,7 +166,7 @@ def _replaced(chosen: ComponentPlan, recipe: ComponentRecipe) -> ComponentPlan:
     return ComponentPlan(**{**dict(recipe), "gate": recipe.gate or (chosen.gate if same else None)})
 
 
-def _compressed(chosen: ComponentPlan | ComponentRecipe) -> set[Precision | None]:
+def _compressed(chosen: ComponentPlan | ComponentRecipe) -> set[Precision]:
     """The precisions that are not floating point."""
     named = {chosen.precision, *(rule.precision for rule in chosen.rules)}
     return {precision for precision in named if precision is not None and not precision.floating}

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Self
 
 from mobile_o_export.tuning.sensitivity import Option, worst
 
@@ -27,6 +28,13 @@ class Allocation:
     options: Mapping[str, Option]
     size_bytes: int
     noise: float
+
+    @classmethod
+    def of(cls, options: Mapping[str, Option]) -> Self:
+        """These options, with the sums of what they take and add."""
+        chosen = options.values()
+        sizes, noises = (option.size_bytes for option in chosen), (worst(option.noise) for option in chosen)
+        return cls(options, sum(sizes), sum(noises))
 
 
 def hull(options: Sequence[Option]) -> list[Option]:
@@ -56,11 +64,8 @@ def frontier(weights: Mapping[str, Sequence[Option]]) -> list[Allocation]:
         ),
         key=lambda step: step[:2],
     )
-    size, noise = (
-        sum(option.size_bytes for option in chosen.values()),
-        sum(worst(option.noise) for option in chosen.values()),
-    )
-    found = [Allocation(dict(chosen), size, noise)]
+    found = [Allocation.of(dict(chosen))]
+    size, noise = found[0].size_bytes, found[0].noise
     for _, name, option in steps:
         size += option.size_bytes - chosen[name].size_bytes
         noise += worst(option.noise) - worst(chosen[name].noise)

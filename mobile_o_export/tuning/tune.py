@@ -212,8 +212,7 @@ class _Part:
 
     def uncompressed(self) -> Allocation:
         """Every weight in floating point, which adds no noise."""
-        options = {name: own[0] for name, own in self.options.items()}
-        return Allocation(options, sum(option.size_bytes for option in options.values()), 0.0)
+        return Allocation.of({name: own[0] for name, own in self.options.items()})
 
     def result(self, allocation: Allocation) -> Tuned:
         """What came of it."""
@@ -275,12 +274,7 @@ def _for_budget(parts: Mapping[str, _Part], budget_bytes: int) -> dict[str, Allo
         )
     found = {}
     for name, part in parts.items():
-        options = {weight: chosen.options[f"{name}/{weight}"] for weight in part.options}
-        found[name] = Allocation(
-            options,
-            sum(option.size_bytes for option in options.values()),
-            sum(worst(option.noise) for option in options.values()),
-        )
+        found[name] = Allocation.of({weight: chosen.options[f"{name}/{weight}"] for weight in part.options})
     return found
 
 

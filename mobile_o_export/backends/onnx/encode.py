@@ -57,12 +57,12 @@ class Encoder:
             if placed is None:
                 continue
             # Between QuantizeLinear and its product, runtimes look for the standard's form.
-            own = self.for_onnxruntime and placed.weight.input_scale is None
+            calibrated = placed.weight.input_scale is not None
+            own = self.for_onnxruntime and not calibrated
             stored = _encode_for_onnxruntime(graph, name, value, placed) if own else None
-            if stored is None:
-                multiplied = self.for_onnxruntime and placed.weight.input_scale is not None
-                stored = _dequantize(graph, name, value, placed, unsigned=multiplied)
-            self._placed[graph.name, f"{name}.integers"] = stored
+            self._placed[graph.name, f"{name}.integers"] = stored or _dequantize(
+                graph, name, value, placed, unsigned=self.for_onnxruntime and calibrated
+            )
             del graph.initializers[name]
         if self.as_half:
             store_as_half(graph)
