@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +15,7 @@ from mobile_o_export.precision import Precision
 from mobile_o_export.progress import Say
 
 if TYPE_CHECKING:
+    from mobile_o_export.backends.contents import Contents
     from mobile_o_export.checkpoint import Checkpoint
     from mobile_o_export.compression.activations import Statistics
     from mobile_o_export.compression.recipe import Recipe
@@ -82,10 +83,11 @@ class Executor(Protocol):
     """Runs an artifact's graphs exactly as the files say: padded, masked, caches in and out.
 
     A context manager, closed at its end. ``runtime`` names what computes, so that a report can say what a
-    pass proves.
+    pass proves; ``rounds_to_half`` says whether it computes fp16 as fp16, result by result.
     """
 
     runtime: str
+    rounds_to_half: bool = False
 
     def run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs of the graph by the names in the file; states are kept between calls."""
@@ -155,6 +157,29 @@ class Backend(Protocol):
         ``graphs`` are each component's, their files below its own folder; ``options`` the target's.
         """
         del folder, graphs, options
+
+    def finishing(self, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """The names of the files that ``finish`` writes under a target's ``options``."""
+        del options
+        return ()
+
+    def constants(self, artifact: Artifact, folder: Path, component: str) -> Iterator[tuple[str, Array]]:
+        """Every constant of the files by its place, one at a time: the numbers that it stands for.
+
+        Raises:
+            MissingToolError: this host cannot read them.
+            ExportError: they contradict themselves.
+        """
+        ...
+
+    def contents(self, artifact: Artifact, folder: Path, component: str) -> Contents:
+        """What the files hold, read by other code than wrote them.
+
+        Raises:
+            MissingToolError: this host cannot read them.
+            ExportError: they contradict themselves.
+        """
+        ...
 
     def open(self, artifact: Artifact, folder: Path, component: str) -> Executor:
         """An executor over the files; raises MissingToolError where this host has no runtime."""

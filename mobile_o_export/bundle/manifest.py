@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -14,12 +15,12 @@ from pydantic import Field, model_validator
 from mobile_o_export.backends.base import GraphFile
 from mobile_o_export.components.base import FunctionSpec
 from mobile_o_export.compression.recipe import Recipe
-from mobile_o_export.errors import BundleError, GateError
+from mobile_o_export.errors import BundleError, GateError, UsageError
 from mobile_o_export.parity.gates import ChainGate, Gate
 from mobile_o_export.strict import Strict, Versioned, read_json
 from mobile_o_export.targets import Sequence
 
-SCHEMA: Final = 3
+SCHEMA: Final = 4
 MANIFEST = "manifest.json"
 MANIFEST_DIGEST = "manifest.sha256"
 MANIFEST_SCHEMA = "manifest.schema.json"
@@ -30,6 +31,9 @@ CONFIG_FOLDER = "config"
 VECTORS_FOLDER = "vectors"
 EVALUATION_FOLDER = "evaluation"
 """The layout of a bundle."""
+
+ID_PREFIX = "sha256:"
+"""How the identity of a bundle begins: the digest of its manifest, which covers all of its files."""
 
 SHOWN_DAMAGE = 5
 
@@ -67,11 +71,18 @@ class FileEntry(Strict):
 
 
 class ComponentEntry(Strict):
-    """One component on one target: its graphs' I/O contracts and files, or why it is not here."""
+    """One component on one target: its graphs' I/O contracts and files, or why it is not here.
+
+    Attributes:
+        folder: where below the bundle its graphs' ``file`` starts from.
+        files: its own, paths below the bundle.
+        size_bytes: of those.
+    """
 
     recipe: Recipe | None = None
     gate: Gate | None = None
     folder: str = ""
+    files: tuple[str, ...] = ()
     size_bytes: int = 0
     graphs: tuple[GraphFile, ...] = ()
     skipped: str | None = None
@@ -108,12 +119,14 @@ class CheckpointEntry(Strict):
 
     Attributes:
         component_parameters: of each component that was exported, by name.
+        sources: SHA-256 of the files that were copied from its folder, by their paths in the bundle.
     """
 
     digest: str
     parameters: int
     component_parameters: dict[str, int] = Field(default_factory=dict)
     adapter: str | None = None
+    sources: dict[str, str] = Field(default_factory=dict)
 
 
 class Manifest(Strict):
@@ -127,15 +140,17 @@ class Manifest(Strict):
         functions: each component's functions in unpadded shapes; the graphs that realise them are under
             ``targets``.
         targets: by name.
+        calibration: digests of the tensors of further goldens that activations were calibrated on.
         files: every file of the bundle but this one and its digest, by path.
     """
 
-    schema_version: Literal[3]
+    schema_version: Literal[4]
     bundle_version: str
     made_with: dict[str, str]
     checkpoint: CheckpointEntry
     functions: dict[str, tuple[FunctionSpec, ...]]
     targets: dict[str, TargetEntry]
+    calibration: tuple[str, ...] = ()
     files: dict[str, FileEntry]
 
     @model_validator(mode="after")
@@ -194,6 +209,26 @@ def read_manifest(folder: Path) -> Manifest:
 def manifest_digest(folder: Path) -> str:
     """Hex SHA-256 of the manifest of the bundle in ``folder``, which stands for all of its files."""
     return sha256((folder / MANIFEST).read_bytes()).hexdigest()
+
+
+def require_expected(folder: Path, expected: str) -> None:
+    """Raises unless the bundle in ``folder`` has the identity ``expected``, or none is.
+
+    Raises:
+        UsageError: it is no digest.
+        DamagedBundleError: the bundle is another.
+    """
+    if not expected:
+        return
+    wanted = expected.removeprefix(ID_PREFIX).lower()
+    if not re.fullmatch("[0-9a-f]{64}", wanted):
+        raise UsageError(
+            f"--expect {expected}: is no identity of a bundle, which is {ID_PREFIX} and 64 hexadecimal "
+            f"digits. 'mobile-o-export verify' prints it, and {MANIFEST_DIGEST} holds it."
+        )
+    if wanted != manifest_digest(folder):
+        reason = f"is not the expected one: its identity is {ID_PREFIX}{manifest_digest(folder)}"
+        raise DamagedBundleError(folder, [Damage(MANIFEST, reason)])
 
 
 def file_entries(folder: Path, parts: Collection[str] = ()) -> dict[str, FileEntry]:

@@ -22,10 +22,14 @@ from mobile_o_export.pipelines.pipeline import Pipeline
 from mobile_o_export.pipelines.runner import Limits
 from mobile_o_export.pipelines.settings import Settings
 from mobile_o_export.pipelines.workbench import Workbench
+from mobile_o_export.precision import Precision
 from mobile_o_export.progress import Say, silent
 from mobile_o_export.session import Session
 from mobile_o_export.strict import nearest
 from mobile_o_export.tokenizer import Tokenizer
+
+FP16_AS_FP32 = ", fp16 computed in fp32"
+"""Of a runtime whose results say nothing of what overflows or rounds in a device's fp16 arithmetic."""
 
 
 class BundleRunners:
@@ -55,7 +59,10 @@ class BundleRunners:
         vendor = backend(self._manifest.targets[self._target].backend)
         with vendor.open(Artifact(entry.graphs), self._folder / entry.folder, name) as executor:
             graphs = [graph.spec for graph in entry.graphs]
-            yield Session(self._manifest.functions[name], graphs, executor)
+            session = Session(self._manifest.functions[name], graphs, executor)
+            if entry.recipe is not None and entry.recipe.floating == Precision.FP16:
+                session.runtime += "" if executor.rounds_to_half else FP16_AS_FP32
+            yield session
 
     def _entry(self, name: str) -> ComponentEntry:
         entry = self._manifest.targets[self._target].components.get(name)

@@ -19,7 +19,7 @@ from mobile_o_export.strict import Strict, Versioned, read_json
 
 INDEX = "golden.json"
 TENSORS = "tensors.safetensors"
-SCHEMA = 2
+SCHEMA = 3
 
 
 class Step(Strict):
@@ -105,6 +105,8 @@ class GoldenIndex(Strict):
         schema_version: of this file's layout.
         checkpoint: digest of the checkpoint that it was recorded from.
         recorded_with: versions of what computed it.
+        settings: digests of the settings that the tasks ran under, by their files' names in a bundle.
+        tokenizer: digests of the tokenizer's files in the checkpoint, by name.
         components: by name.
         drawings: whole chains from a prompt to a picture.
         answers: whole chains from a picture and a question to an answer.
@@ -115,6 +117,8 @@ class GoldenIndex(Strict):
     schema_version: int
     checkpoint: str
     recorded_with: dict[str, str]
+    settings: dict[str, str]
+    tokenizer: dict[str, str]
     components: dict[str, ComponentGolden]
     drawings: tuple[DrawingChain, ...]
     answers: tuple[AnswerChain, ...]
@@ -184,6 +188,22 @@ class Golden:
         """What a recorded call was given, by name."""
         return {name: self.tensor(key) for name, key in step.inputs.items()}
 
+    def require_settings(self, settings: Mapping[str, str], tokenizer: Mapping[str, str]) -> None:
+        """Raises GoldenError unless this golden was recorded under these settings, with this tokenizer.
+
+        Both are digests by file, as in :class:`GoldenIndex`: neither is part of the checkpoint's own digest.
+        """
+        for kind, wanted, found in (
+            ("settings", settings, self.index.settings),
+            ("tokenizer", tokenizer, self.index.tokenizer),
+        ):
+            names = sorted(wanted.keys() | found.keys())
+            if other := [name for name in names if wanted.get(name) != found.get(name)]:
+                raise GoldenError(
+                    f"{self.path}: recorded with another {kind} ({', '.join(other)}). Record it again, or "
+                    "leave --golden out."
+                )
+
     def require_checkpoint(self, digest: str) -> None:
         """Raises GoldenError unless this golden was recorded from the checkpoint of that digest."""
         if self.index.checkpoint != digest:
@@ -252,6 +272,8 @@ class Recorder:
         folder: Path,
         checkpoint: str,
         recorded_with: Mapping[str, str],
+        settings: Mapping[str, str],
+        tokenizer: Mapping[str, str],
         functions: Mapping[str, tuple[FunctionSpec, ...]],
     ) -> None:
         """Writes everything into the existing, empty ``folder``; equal recordings give equal bytes."""
@@ -263,6 +285,8 @@ class Recorder:
             schema_version=SCHEMA,
             checkpoint=checkpoint,
             recorded_with=dict(recorded_with),
+            settings=dict(settings),
+            tokenizer=dict(tokenizer),
             components={
                 name: ComponentGolden(functions=functions[name], cases=tuple(cases))
                 for name, cases in self._cases.items()

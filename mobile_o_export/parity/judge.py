@@ -31,7 +31,9 @@ class Row(Strict):
     Attributes:
         psnr_db, ssim: of a chain's image.
         step: of a chain's latent, from 1.
-        identical_tokens: of a chain's answer, how many come before the first that differs.
+        identical_tokens: of a chain's answer, how many are the golden's.
+        tied_tokens: how many are others that the golden's own logits show to be as good.
+        recorded_db: the level that the export recorded on the same runtime, to which this one was held.
     """
 
     target: str
@@ -48,6 +50,8 @@ class Row(Strict):
     ssim: float | None = None
     step: int | None = None
     identical_tokens: int | None = None
+    tied_tokens: int | None = None
+    recorded_db: float | None = None
     gate: str = ""
     reason: str = ""
 

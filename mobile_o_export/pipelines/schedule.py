@@ -7,13 +7,14 @@ With the latent x and the DiT's velocity v at a step of noise level σ:
 
 The coefficients are those of DPM-Solver++(2M), midpoint form (Lu et al. 2022, arXiv 2211.01095, algorithm 2),
 with α = 1 - σ and λ = ln α - ln σ, as diffusers' ``DPMSolverMultistepScheduler`` computes them; the first
-step and the last, to σ = 0, are of first order. Computed here in double precision from the float32 sigmas.
+step and the last, to σ = 0, are of first order. Computed from the float32 sigmas in decimal arithmetic and
+rounded once: the numbers are the same to the last bit on every machine, whatever its mathematical library.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from decimal import Context, Decimal, localcontext
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -23,6 +24,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mobile_o_export.errors import ConfigError, UsageError
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.strict import Strict
+
+_EXACT = Context(prec=40)
+"""More than twice the digits of a double; ``ln`` and ``exp`` are rounded correctly."""
 
 MOST_STEPS = 250
 """Far beyond use; from 499 on two timesteps coincide, and diffusers then starts at the wrong one."""
@@ -109,7 +113,8 @@ class Schedule:
         noise = shift * spaced / (1.0 + (shift - 1.0) * spaced)
         timesteps = (noise * config.num_train_timesteps).astype(np.int64)
         sigmas = [float(sigma) for sigma in noise.astype(np.float32)] + [0.0]
-        rises = [_log_ratio(low) - _log_ratio(high) for high, low in pairwise(sigmas)]
+        with localcontext(_EXACT):
+            rises = [_log_ratio(low) - _log_ratio(high) for high, low in pairwise(sigmas)]
         return cls(
             tuple(
                 Step(
@@ -158,17 +163,23 @@ def require_steps(steps: int) -> None:
         raise UsageError(f"{steps} steps cannot be run. Choose 1 to {MOST_STEPS}.")
 
 
-def _log_ratio(sigma: float) -> float:
+def _log_ratio(sigma: float) -> Decimal:
     """λ = ln α - ln σ."""
-    return math.inf if sigma == 0.0 else math.log(1.0 - sigma) - math.log(sigma)
+    if sigma == 0.0:
+        return Decimal("Infinity")
+    with localcontext(_EXACT):
+        return (1 - Decimal(sigma)).ln() - Decimal(sigma).ln()
 
 
-def _coefficients(sigma: float, following: float, rise: float, rise_before: float | None) -> dict[str, float]:
+def _coefficients(
+    sigma: float, following: float, rise: Decimal, rise_before: Decimal | None
+) -> dict[str, float]:
     """The update from ``sigma`` to ``following``, where λ rises by ``rise`` and rose by ``rise_before``."""
-    gain = (1.0 - following) * -math.expm1(-rise)
-    extrapolated = 0.0 if rise_before is None else 0.5 * gain * rise / rise_before
-    return {
-        "sample": following / sigma,
-        "denoised_now": gain + extrapolated,
-        "denoised_before": 0.0 - extrapolated,
-    }
+    with localcontext(_EXACT):
+        gain = (1 - Decimal(following)) * (1 - (-rise).exp())
+        extrapolated = Decimal(0) if rise_before is None else gain * rise / rise_before / 2
+        return {
+            "sample": float(Decimal(following) / Decimal(sigma)),
+            "denoised_now": float(gain + extrapolated),
+            "denoised_before": 0.0 - float(extrapolated),
+        }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from mobile_o_export.digests import json_digest
 from mobile_o_export.errors import BundleError
 from mobile_o_export.pipelines.prompts import Templates
 from mobile_o_export.pipelines.schedule import Schedule, SchedulerConfig, Step
@@ -74,7 +75,11 @@ class SchedulerNumbers(Strict):
         Raises:
             ConfigError: it cannot be written as multiply-adds.
         """
-        config = SchedulerConfig.of(diffusers)
+        return cls.from_config(SchedulerConfig.of(diffusers))
+
+    @classmethod
+    def from_config(cls, config: SchedulerConfig) -> Self:
+        """The numbers that follow from a configuration."""
         return cls(
             schedules={str(steps): Schedule.of(config, steps).steps for steps in LISTED_STEPS}, config=config
         )
@@ -105,14 +110,25 @@ class Settings:
 
     def write(self, folder: Path) -> None:
         """Writes them into the existing ``folder``."""
-        for file, values in (
-            (NUMBERS, self.numbers),
-            (PREPROCESSING, self.preprocessing),
-            (TEMPLATES, self.templates),
-            (SCHEDULER, self.scheduler),
-        ):
+        for file, values in self._files().items():
             content = json.dumps(values.model_dump(mode="json"), indent=1, ensure_ascii=False)
             (folder / file).write_text(content + "\n", encoding="utf-8")
+
+    def digests(self) -> dict[str, str]:
+        """Of every file a digest of what it says; schedules follow from the scheduler's configuration."""
+        return {
+            file: json_digest(values.model_dump(mode="json", exclude={"schedules"}))
+            for file, values in self._files().items()
+        }
+
+    def _files(self) -> dict[str, Strict]:
+        """What is in each file of ``config/``."""
+        return {
+            NUMBERS: self.numbers,
+            PREPROCESSING: self.preprocessing,
+            TEMPLATES: self.templates,
+            SCHEDULER: self.scheduler,
+        }
 
     def schedule(self, steps: int) -> Schedule:
         """The schedule of ``steps`` steps: the listed one, or computed from the scheduler's configuration."""

@@ -19,6 +19,8 @@ OLDEST_MACOS = 15
 class CoreMLExecutor(Executor):
     """Functions of one package, each loaded when it is first called, sharing one state."""
 
+    rounds_to_half = True
+
     def __init__(self, package: Path, entries: Mapping[str, str], component: str) -> None:
         if versions.missing(["coremltools"]):
             raise MissingToolError(

@@ -104,7 +104,7 @@ class VisionExecutor(Executor):
                 f"the vision encoder's projector is in {folder.name}/, which was not exported. Export "
                 "the llm as well; the app cannot do without either"
             )
-        self.runtime = package.runtime
+        self.runtime, self.rounds_to_half = package.runtime, package.rounds_to_half
         self._package = package
         self._weights = _tensors(folder, f"{PROJECTOR}.")
 

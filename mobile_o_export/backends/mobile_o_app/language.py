@@ -137,8 +137,8 @@ def write_language(
     write_tokenizer(checkpoint.tokenizer_files, place)
     _write_config(checkpoint, recipe, weights, place)
     progress("reading the weights back")
-    read = ((weights[name][1], values) for name, values in read_weights(place))
-    stored = ((weight.name, values) for weight, values in read if weight is not None)
+    read = ((weights[name][1], name, values) for name, values in read_weights(place))
+    stored = ((weight.name, name, values) for weight, name, values in read if weight is not None)
     rows = check_weights(compressed, stored, LANGUAGE)
     return Artifact(tuple(GraphFile(spec, FILE, "") for spec in specs), rows)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -25,6 +25,7 @@ from mobile_o_export.strict import Strict, check
 from mobile_o_export.tensors import DType
 
 if TYPE_CHECKING:
+    from mobile_o_export.backends.contents import Contents
     from mobile_o_export.checkpoint import Checkpoint
     from mobile_o_export.compression.recipe import Recipe
 
@@ -144,12 +145,38 @@ class OnnxBackend(Backend):
         """For TensorRT writes its optimisation profiles and the script that builds engines on the device."""
         from mobile_o_export.backends.onnx import tensorrt
 
-        if OnnxOptions(**options).operators == "tensorrt":
+        if self.finishing(options):
             tensorrt.write_build(folder, graphs)
+
+    def finishing(self, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """The two files for TensorRT."""
+        from mobile_o_export.backends.onnx import tensorrt
+
+        needed = check(dict(options), OnnxOptions, "[options]", ConfigError).operators == "tensorrt"
+        return (tensorrt.PROFILES, tensorrt.BUILD_SCRIPT) if needed else ()
+
+    def constants(self, artifact: Artifact, folder: Path, component: str) -> Iterator[tuple[str, Array]]:
+        """Initializers as their operators restore them."""
+        del component
+        from mobile_o_export.backends.onnx.contents import graph_constants
+
+        return graph_constants(_files(artifact, folder))
+
+    def contents(self, artifact: Artifact, folder: Path, component: str) -> Contents:
+        """Initializers as their operators restore them."""
+        from mobile_o_export.backends.onnx.contents import graph_contents
+
+        with captured(f"reading the .onnx files of {component}"):
+            return graph_contents(_files(artifact, folder))
 
     def open(self, artifact: Artifact, folder: Path, component: str) -> OnnxExecutor:
         """ONNX Runtime over the files."""
-        return OnnxExecutor({graph.spec.name: folder / graph.file for graph in artifact.graphs}, component)
+        return OnnxExecutor(_files(artifact, folder), component)
+
+
+def _files(artifact: Artifact, folder: Path) -> dict[str, Path]:
+    """The file of each graph."""
+    return {graph.spec.name: folder / graph.file for graph in artifact.graphs}
 
 
 def _lacks(precision: Precision, recipe: Recipe, settings: OnnxOptions) -> str:

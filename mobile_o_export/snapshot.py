@@ -1,0 +1,10 @@
+from pathlib import Path
+
+
+class Snapshot:
+    @classmethod
+    def of(cls, folder: Path) -> "Snapshot":
+        return cls()
+
+    def changes(self):
+        return []
