@@ -306,8 +306,8 @@ def test_a_bundle_is_verified_without_torch(target: str, bundle: Path) -> None:
     """Only the interpreter that stands in for Core ML computes with it."""
     code = """
 from pathlib import Path
-from mobile_o_export.bundle.verify import verify_bundle
-rows = verify_bundle(Path(sys.argv[1]), [sys.argv[2]], ["llm", "mcp"], lambda *_: None)
+from mobile_o_export.bundle.verify import Wish, verify_bundle
+rows = verify_bundle(Path(sys.argv[1]), Wish([sys.argv[2]], ["llm", "mcp"]), lambda *_: None)
 print(len(rows) > 8, *{str(row.status) for row in rows})
 """
     assert without_torch(code, str(bundle), target).split() == ["True", "passed"]

@@ -52,7 +52,7 @@ def check_component(folder: Path, manifest: Manifest, target: str, component: st
         contents = vendor.contents(Artifact(entry.graphs), folder / entry.folder, component)
     except MissingToolError:
         raise
-    except ExportError as error:
+    except (ExportError, OSError) as error:
         problem = Damage(WEIGHTS, str(error))
         return [Finding(target, component, WEIGHTS, "can be read", (problem,))]
 

@@ -105,6 +105,9 @@ def verify_bundle(folder: Path, wish: Wish, progress: Progress) -> list[Row]:
         raise DamagedBundleError(folder, [Damage(PARITY_REPORT, f"is unusable ({error})")]) from error
     scope = Scope({target for target, _ in chosen}, {part for _, part in chosen}, wish.chains)
     rows += held(judged, report.rows, scope)
+    if not judged:
+        nothing = Damage("outputs", "none was compared")
+        rows += Finding(BUNDLE, "outputs", "outputs", "some are compared", (nothing,)).rows()
     if wish.source is not None:
         rows += _derived(folder, manifest, golden, wish.source, chosen, chained, progress)
     if changes := before.changes():

@@ -17,7 +17,7 @@ from mobile_o_export.backends.coreml.encode import Encoder
 from mobile_o_export.backends.coreml.interpreter import MilProgram, load_mlpackage
 from mobile_o_export.backends.registry import backend
 from mobile_o_export.bundle.manifest import DamagedBundleError
-from mobile_o_export.bundle.verify import verify_bundle
+from mobile_o_export.bundle.verify import Wish, verify_bundle
 from mobile_o_export.calibration import Calibration
 from mobile_o_export.checkpoint import Checkpoint
 from mobile_o_export.components.registry import component
@@ -162,11 +162,11 @@ def test_harm_to_a_bundle_fails_verify(
     out = tmp_path / "bundle"
     target = load_targets(["coreml-ane"], ["w8_lut_g16"])
     export_bundle(reference_checkpoint, target, ["mcp"], reference_golden.path, out, "1", lambda *_: None)
-    assert verdict(verify_bundle(out, (), (), lambda *_: None)) is Status.PASSED
+    assert verdict(verify_bundle(out, Wish(), lambda *_: None)) is Status.PASSED
     encoder, _ = _lowered(lower, tmp_path / "again", recipe("w8_lut_g16"))
     _harm(encoder.weights.compressed, out / "coreml-ane" / "mcp" / "mcp.mlpackage", what)
     with pytest.raises(DamagedBundleError, match=r"weight\.bin"):
-        verify_bundle(out, (), (), lambda *_: None)
+        verify_bundle(out, Wish(), lambda *_: None)
 
 
 def test_a_backend_that_encodes_something_else_cannot_export(
