@@ -39,6 +39,7 @@ from mobile_o_export.errors import GateError, MissingToolError, UnsupportedError
 from mobile_o_export.golden import Golden
 from mobile_o_export.golden.record import GoldenRecording
 from mobile_o_export.golden.requests import load_requests
+from mobile_o_export.members import MemberName
 from mobile_o_export.parity.chain import CHAIN
 from mobile_o_export.parity.gates import ChainGate, shipped_gates
 from mobile_o_export.parity.judge import Row, Status, verdict
@@ -282,7 +283,7 @@ def _lower(
     return ComponentEntry(
         recipe=item.recipe,
         gate=item.gate,
-        folder=home.relative_to(folder).as_posix(),
+        folder=MemberName(home.relative_to(folder).as_posix()),
         size_bytes=size_bytes,
         graphs=artifact.graphs,
     )

@@ -10,17 +10,20 @@ from mobile_o_export.bundle.chains import Chain, task_of
 from mobile_o_export.bundle.manifest import TOKENIZER_FOLDER
 from mobile_o_export.errors import BundleError
 from mobile_o_export.golden import AnswerChain, Golden
+from mobile_o_export.members import MemberName, Members
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.pipelines.answering import Answer
 from mobile_o_export.pipelines.drawing import Drawing
 from mobile_o_export.pipelines.pipeline import TORCH
 from mobile_o_export.pipelines.preprocessing import as_picture
-from mobile_o_export.strict import Strict, read_json
+from mobile_o_export.strict import Strict
 from mobile_o_export.tokenizer import Tokenizer
 
 SCHEMA: Final = 1
 OUTCOMES_FOLDER = "chains"
 OUTCOMES = "chains.json"
+MOST_NAME_CHARACTERS = 60
+"""Of a picture's name: a chain's is the user's own, and may be longer than a file's."""
 
 
 class Outcome(Strict):
@@ -40,8 +43,8 @@ class Outcome(Strict):
     task: str
     case: str
     prompt: str
-    given: str | None = None
-    picture: str | None = None
+    given: MemberName | None = None
+    picture: MemberName | None = None
     answer: str | None = None
 
 
@@ -58,8 +61,8 @@ class Outcomes(Strict):
         Raises:
             BundleError: the file is damaged.
         """
-        path = bundle / OUTCOMES_FOLDER / OUTCOMES
-        return read_json(path, cls, BundleError) if path.is_file() else cls(outcomes=())
+        members, name = Members(bundle, BundleError), f"{OUTCOMES_FOLDER}/{OUTCOMES}"
+        return members.json(name, cls) if members.has(name) else cls(outcomes=())
 
 
 class OutcomeWriter:
@@ -105,13 +108,14 @@ class OutcomeWriter:
         )
         self._outcomes.append(outcome)
 
-    def _given(self, key: str) -> str:
+    def _given(self, key: str) -> MemberName:
         """The picture that a chain starts from, once for all chains and targets."""
         # The encoder's input is in 0..1, where the VAE's output is in -1..1.
         return self._saved(2 * self._golden.tensor(key) - 1, f"given-{key[:12]}")
 
-    def _saved(self, image: Array, name: str) -> str:
-        place = f"{OUTCOMES_FOLDER}/{''.join(c if c.isalnum() else '-' for c in name)}.png"
+    def _saved(self, image: Array, name: str) -> MemberName:
+        plain = "".join(c if c.isalnum() else "-" for c in name)[:MOST_NAME_CHARACTERS]
+        place = MemberName(f"{OUTCOMES_FOLDER}/{plain}.png")
         if not (self._bundle / place).exists():
             as_picture(image).save(self._bundle / place, optimize=True)
         return place

@@ -17,7 +17,8 @@ from mobile_o_export.bundle.manifest import (
     damage,
     read_manifest,
 )
-from mobile_o_export.errors import UsageError
+from mobile_o_export.errors import BundleError, GateError, UsageError
+from mobile_o_export.members import Members
 from mobile_o_export.pipelines.pipeline import Pipeline
 from mobile_o_export.pipelines.runner import Limits
 from mobile_o_export.pipelines.settings import Settings
@@ -52,6 +53,10 @@ class BundleRunners:
             ExportError: the files cannot be loaded.
         """
         entry = self._entry(name)
+        members = Members(self._folder, GateError)
+        for file in {graph.file for graph in entry.graphs}:
+            # Vendors' readers open paths, and follow whatever lies there.
+            members.tree(f"{entry.folder}/{file}" if entry.folder else file)
         vendor = backend(self._manifest.targets[self._target].backend)
         with vendor.open(Artifact(entry.graphs), self._folder / entry.folder, name) as executor:
             graphs = [graph.spec for graph in entry.graphs]
@@ -72,8 +77,9 @@ def open_target(
     folder: Path, manifest: Manifest, target: str, *, keep: bool = True, say: Say = silent
 ) -> Pipeline:
     """The tasks over one target's files, which are taken to be intact."""
-    settings = Settings.read(folder / CONFIG_FOLDER)
-    tokenizer = Tokenizer(folder / TOKENIZER_FOLDER)
+    members = Members(folder, BundleError)
+    settings = Settings.read(members.tree(CONFIG_FOLDER))
+    tokenizer = Tokenizer(members.tree(TOKENIZER_FOLDER))
     runners = BundleRunners(folder, manifest, target)
     bench = Workbench(runners, tokenizer, settings, keep=keep, say=say)
     return Pipeline(bench, lambda steps: settings.schedule(steps).start(), target)

@@ -13,6 +13,7 @@ from mobile_o_export.backends import versions
 from mobile_o_export.backends.base import Artifact, Backend, Executor, GraphFile, LowerRequest, Probe
 from mobile_o_export.components.base import CacheStyle, GraphOptions
 from mobile_o_export.errors import ConfigError, ExportError, MissingToolError
+from mobile_o_export.members import MemberName
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.precision import Activations, Floats, Integer, Precision
 from mobile_o_export.progress import Say
@@ -137,7 +138,7 @@ class LiteRTBackend(Backend):
         progress("reading the weights back")
         with captured(f"{what} (reading back)"):
             rows = check_weights(weights.compressed, encoder.stored(path), component.name)
-        return Artifact(tuple(GraphFile(spec, path.name, spec.name) for spec in specs), rows)
+        return Artifact(tuple(GraphFile(spec, MemberName(path.name), spec.name) for spec in specs), rows)
 
     def open(self, artifact: Artifact, folder: Path, component: str) -> LiteRTExecutor:
         """The interpreter over the file."""

@@ -17,6 +17,7 @@ from mobile_o_export.backends.onnx.encode import BLOCKS_OPSET, Encoder
 from mobile_o_export.backends.onnx.tensorrt import TENSORRT_OPSET
 from mobile_o_export.components.base import CacheStyle, GraphOptions
 from mobile_o_export.errors import ConfigError, LoweringError, MissingToolError
+from mobile_o_export.members import MemberName
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.precision import Activations, Integer, Precision
 from mobile_o_export.progress import Say
@@ -130,7 +131,7 @@ class OnnxBackend(Backend):
                     f"{what}: {spec.name} uses {', '.join(unknown)}, which "
                     "TensorRT's parser lacks; rewrite the module so that it lowers to other operators."
                 )
-            files.append(GraphFile(spec, path.name, ""))
+            files.append(GraphFile(spec, MemberName(path.name), ""))
         del module
         weights.require_all(component.name)
         progress("reading the weights back")
@@ -149,7 +150,13 @@ class OnnxBackend(Backend):
 
     def open(self, artifact: Artifact, folder: Path, component: str) -> OnnxExecutor:
         """ONNX Runtime over the files."""
-        return OnnxExecutor({graph.spec.name: folder / graph.file for graph in artifact.graphs}, component)
+        from mobile_o_export.backends.onnx.external import require_own_data
+
+        files = {graph.spec.name: folder / graph.file for graph in artifact.graphs}
+        executor = OnnxExecutor(files, component)
+        for path in set(files.values()):
+            require_own_data(path)
+        return executor
 
 
 def _lacks(precision: Precision, recipe: Recipe, settings: OnnxOptions) -> str:
