@@ -17,6 +17,9 @@ _MARKS = "\u200e\u200f\u061c"
 _TAGS = range(0xE0020, 0xE0080)
 """Tags: the flags of England, Scotland and Wales are spelt with them."""
 
+CONTINUED = "  | "
+"""How a line begins that belongs to the one above it."""
+
 _SPELT_OUT = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Categories of characters that are shown by their numbers: controls, formats, surrogates, line ends."""
 
@@ -40,6 +43,16 @@ def legible_lines(text: str) -> str:
     ends would be lines.
     """
     return "\n".join(legible(line) for line in text.split("\n"))
+
+
+def legible_message(text: str) -> str:
+    """``text`` as one message: each line after the first is marked as a part of it.
+
+    So a line end in what a file says cannot begin a line that looks like one of ours.
+    """
+    first, *others = text.split("\n")
+    lines = (line if line.startswith(CONTINUED) else f"{CONTINUED}{line}" for line in others)
+    return "\n".join(legible(line) for line in (first, *lines))
 
 
 def prose(text: str) -> str:

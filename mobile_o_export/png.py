@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from mobile_o_export.members import Members
+from mobile_o_export.quiet import quiet_vendor
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Opened
@@ -36,7 +37,10 @@ def opened_png(
     content = members.read(name)
     where = members.folder / name
     try:
-        with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
+        # Pillow warns of large pictures; whether one is too large is decided here.
+        with quiet_vendor():
+            opened = Image.open(io.BytesIO(content), formats=("PNG",))
+        with opened as picture:
             size = f"{picture.width} × {picture.height} pixels"
             if side is not None and picture.size != (side, side):
                 raise members.failure(f"{where}: is {size}, not {side} × {side}. {members.remedy}")

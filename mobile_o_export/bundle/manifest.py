@@ -15,6 +15,7 @@ from mobile_o_export.backends.base import GraphFile
 from mobile_o_export.components.base import FunctionSpec
 from mobile_o_export.compression.recipe import Recipe
 from mobile_o_export.errors import BundleError, GateError
+from mobile_o_export.legible import legible
 from mobile_o_export.members import MemberKey, MemberName, Members, PlainKey, entries, is_file
 from mobile_o_export.parity.gates import ChainGate, Gate
 from mobile_o_export.strict import Strict, Versioned
@@ -52,7 +53,7 @@ class DamagedBundleError(GateError):
 
     def __init__(self, folder: Path, damage: Iterable[Damage]) -> None:
         self.damage = tuple(damage)
-        shown = "; ".join(f"{found.file} {found.reason}" for found in self.damage[:SHOWN_DAMAGE])
+        shown = "; ".join(f"{legible(found.file)} {found.reason}" for found in self.damage[:SHOWN_DAMAGE])
         more = len(self.damage) - SHOWN_DAMAGE
         super().__init__(
             f"{folder}: is not what was exported: {shown}{f'; and {more} more' if more > 0 else ''}. "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mobile_o_export.atomic import staged_file
+from mobile_o_export.cli import screen
 from mobile_o_export.cli.console import ProgressPrinter, seconds_by_stage
 from mobile_o_export.cli.model import Bundle, CheckpointOption, JsonOutput, TargetName, Truncate, open_model
 from mobile_o_export.cli.paths import expanded, require_output_file, require_replaceable
@@ -123,7 +123,7 @@ def _draw(
         save_picture(drawing.picture, out)
         progress.done(task, "", seconds_by_stage(drawing.seconds))
     if not json_output:
-        print(out)
+        screen.result(out)
         return
     content = {
         "schema": 1,
@@ -138,7 +138,7 @@ def _draw(
         "seconds": {**drawing.seconds, "total": sum(drawing.seconds.values())},
         "step_seconds": list(drawing.step_seconds),
     }
-    print(json.dumps(content, indent=1))
+    screen.result_json(content)
 
 
 def require_place(out: Path, bundle: Path | None, overwrite: bool) -> None:

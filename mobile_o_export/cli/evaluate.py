@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mobile_o_export.atomic import staged_folder
+from mobile_o_export.cli import screen
 from mobile_o_export.cli.console import ProgressPrinter, table
 from mobile_o_export.cli.draw import Guidance, Steps
 from mobile_o_export.cli.model import Bundle, CheckpointBeside, TargetNames
@@ -93,11 +93,11 @@ def evaluate(
         with _folder(out) as folder:
             found = evaluate_models(bundle, target or [], opened, request, folder, progress)
     if json_output:
-        print(json.dumps(_json(found), indent=1))
+        screen.result_json(_json(found))
     else:
-        print(_tables(found.scores))
+        screen.result(_tables(found.scores))
         if found.note:
-            print(f"\n{found.note}")
+            screen.result(f"\n{found.note}")
     if worse := [name for name, scores in found.scores.items() if _is_worse(scores)]:
         raise GateError(
             f"{', '.join(worse)}: does worse than PyTorch by more than chance. Do not ship it; "

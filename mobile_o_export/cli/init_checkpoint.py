@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from mobile_o_export.cli import screen
 from mobile_o_export.cli.console import ProgressPrinter, megabytes
 from mobile_o_export.cli.paths import expanded
 
@@ -28,4 +29,4 @@ def init_checkpoint(
             progress("init-checkpoint", "", f"{megabytes(done)} of {megabytes(total)}, {name}")
 
         write(out, size, seed, dtype, written)
-    print(out)
+    screen.result(out)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mobile_o_export.atomic import staged_file
+from mobile_o_export.cli import screen
 from mobile_o_export.cli.console import ProgressPrinter
 from mobile_o_export.cli.paths import expanded, require_output_file, require_replaceable
 
@@ -48,4 +49,4 @@ def report(
         text = page(gather(bundle, evaluation))
         with staged_file(out) as partial:
             partial.write_text(text, encoding="utf-8")
-    print(out)
+    screen.result(out)

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from mobile_o_export.cli import screen
 from mobile_o_export.cli.console import ProgressPrinter, megabytes, table
 from mobile_o_export.cli.inspect import CheckpointPath, Lora
 from mobile_o_export.cli.paths import expanded, expanded_name, require_output_file, require_replaceable
@@ -127,8 +128,8 @@ def tune(
         ]
         for tuned in found
     ]
-    print(table(["component", "weights", "predicted dB", "measured dB", "of"], rows, right=(1, 2, 3)))
-    print(f"\n{megabytes(sum(tuned.size_bytes for tuned in found))} in all\nrecipe: {out}")
+    screen.result(table(["component", "weights", "predicted dB", "measured dB", "of"], rows, right=(1, 2, 3)))
+    screen.result(f"\n{megabytes(sum(tuned.size_bytes for tuned in found))} in all\nrecipe: {out}")
 
 
 def size_bytes(text: str) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from mobile_o_export.cli import screen
 from mobile_o_export.cli.console import ProgressPrinter
 from mobile_o_export.cli.model import TargetNames
 from mobile_o_export.cli.paths import expanded, require_output_file
@@ -61,10 +61,10 @@ def verify(
     if junit is not None:
         junit.write_text(junit_xml(rows), encoding="utf-8")
     if json_output:
-        print(json.dumps(report_json(rows), indent=1))
+        screen.result_json(report_json(rows))
     elif damaged is None:
-        print(summary(rows))
-        print(f"\n{verdict(rows)}: {len(rows)} outputs compared")
+        screen.result(summary(rows))
+        screen.result(f"\n{verdict(rows)}: {len(rows)} outputs compared")
     if damaged is not None:
         raise damaged
     if verdict(rows) is not Status.PASSED:
