@@ -233,6 +233,15 @@ def entries(folder: Path) -> Iterator[tuple[str, str]]:
     yield from sorted(found, key=lambda item: item[0].split("/"))
 
 
+def require_no_special_file(path: Path, failure: type[ExportError]) -> None:
+    """Raises a ``failure`` where ``path`` is a pipe or a device, which would keep a reader waiting.
+
+    For files of the user's own: links are followed, and what is missing or a folder is for the reader to say.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise failure(f"{path}: {SPECIAL}. Put the file itself there.")
+
+
 def is_file(kind: str) -> bool:
     """Whether ``kind``, as :func:`entries` says it, is a regular file."""
     return kind == _REGULAR

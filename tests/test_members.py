@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -170,16 +171,20 @@ def test_every_entry_is_listed_with_what_it_is_and_no_link_is_followed(folder: P
 
 
 def test_folders_deeper_than_python_recurses(tmp_path: Path) -> None:
-    names = ["a"] * 1100
-    place = tmp_path
-    descriptor = os.open(tmp_path, os.O_RDONLY)
-    for name in names:
-        os.mkdir(name, dir_fd=descriptor)
-        inner = os.open(name, os.O_RDONLY, dir_fd=descriptor)
+    place = tmp_path / "deep"
+    try:
+        Path(f"{place}/{'a/' * 600}").mkdir(parents=True)
+        descriptor = os.open(f"{place}/{'a/' * 600}", os.O_RDONLY)
+        for _ in range(600):
+            os.mkdir("a", dir_fd=descriptor)
+            inner = os.open("a", os.O_RDONLY, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = inner
         os.close(descriptor)
-        descriptor = inner
-    os.close(descriptor)
-    assert list(entries(place)) == []
+        assert list(entries(place)) == []
+    finally:
+        # Python's own rmtree recurses.
+        subprocess.run(["rm", "-rf", place], check=True)
 
 
 def test_links_and_pipes_are_damage_of_their_own_kind(folder: Path) -> None:

@@ -68,5 +68,5 @@ def compare(
             (text, [cell(column[index], first[index]) for column in drawings.values()])
             for index, text in enumerate(prompt)
         ]
-        save_picture(sheet(list(drawings), rows), out)
+        save_picture(sheet(list(drawings), rows), out, partial(progress.done, "disk", ""))
     screen.result(out)

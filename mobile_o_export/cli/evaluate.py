@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +22,7 @@ from mobile_o_export.errors import GateError
 if TYPE_CHECKING:
     from mobile_o_export.evaluation.evaluate import Evaluated
     from mobile_o_export.evaluation.score import Difference, Proportion, Scores
+    from mobile_o_export.progress import Say
 
 ROOM_BYTES = 100_000_000
 """Asked of the disk for the pictures; 200 of 512 × 512 pixels are about 60 MB."""
@@ -90,7 +92,7 @@ def evaluate(
             require_outside_bundle("--out", out, bundle)
         request = Request(prompts, questions, judge, limit, seed, steps, guidance)
         opened = None if checkpoint is None else Checkpoint.open(checkpoint)
-        with _folder(out) as folder:
+        with _folder(out, partial(progress.done, "disk", "")) as folder:
             found = evaluate_models(bundle, target or [], opened, request, folder, progress)
     if json_output:
         screen.result_json(_json(found))
@@ -106,13 +108,13 @@ def evaluate(
 
 
 @contextmanager
-def _folder(out: Path | None) -> Iterator[Path]:
+def _folder(out: Path | None, say: Say) -> Iterator[Path]:
     """The new folder ``out``, or one that is thrown away."""
     if out is None:
         with TemporaryDirectory(prefix="mobile-o-evaluation-") as place:
             yield Path(place)
     else:
-        with staged_folder(out, ROOM_BYTES) as folder:
+        with staged_folder(out, ROOM_BYTES, say) as folder:
             yield folder
 
 

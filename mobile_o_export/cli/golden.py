@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -43,8 +44,9 @@ def record(
         from mobile_o_export.export import GOLDEN_ROOM_BYTES, record_golden
 
         opened = Checkpoint.open(checkpoint, lora)
-        with staged_folder(out, GOLDEN_ROOM_BYTES) as folder:
+        with staged_folder(out, GOLDEN_ROOM_BYTES, partial(progress.done, "disk", "")) as folder:
             record_golden(opened, prompts, folder, progress)
+            opened.require_unchanged()
     screen.result(out)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,5 +29,5 @@ def init_checkpoint(
         def written(name: str, done: int, total: int) -> None:
             progress("init-checkpoint", "", f"{megabytes(done)} of {megabytes(total)}, {name}")
 
-        write(out, size, seed, dtype, written)
+        write(out, size, seed, dtype, written, partial(progress.done, "disk", ""))
     screen.result(out)

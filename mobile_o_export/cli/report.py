@@ -47,6 +47,6 @@ def report(
             raise DamagedBundleError(bundle, problems)
         progress("report", "", "writing the page")
         text = page(gather(bundle, evaluation))
-        with staged_file(out) as partial:
+        with staged_file(out, lambda phrase: progress.done("disk", "", phrase)) as partial:
             partial.write_text(text, encoding="utf-8")
     screen.result(out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -117,7 +118,7 @@ def tune(
                 progress,
             )
         asked = f"--budget {budget}" if budget is not None else f"--min-snr {min_snr:g}"
-        write_outcome(found, chosen.name, asked, out)
+        write_outcome(found, chosen.name, asked, out, partial(progress.done, "disk", ""))
     rows = [
         [
             tuned.component,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mobile_o_export.atomic import staged_file
 from mobile_o_export.cli import screen
 from mobile_o_export.cli.console import ProgressPrinter
 from mobile_o_export.cli.model import TargetNames
@@ -59,7 +60,8 @@ def verify(
         except DamagedBundleError as error:
             damaged, rows = error, damage_rows(error)
     if junit is not None:
-        junit.write_text(junit_xml(rows), encoding="utf-8")
+        with staged_file(junit, screen.message) as partial:
+            partial.write_text(junit_xml(rows), encoding="utf-8")
     if json_output:
         screen.result_json(report_json(rows))
     elif damaged is None:

@@ -160,7 +160,8 @@ class LiteRTExecutor(Executor):
         version = versions.installed([RUNTIME_PACKAGE])[RUNTIME_PACKAGE]
         self.runtime = f"{RUNTIME_PACKAGE} {version} (XNNPACK)"
         with captured(f"{component}: loading {path.name}"):
-            self._interpreter: Any = Interpreter(str(path), num_threads=os.cpu_count())
+            # As bytes: it takes no text of a path that is not UTF-8.
+            self._interpreter: Any = Interpreter(os.fsencode(path), num_threads=os.cpu_count())
             self._runners: dict[str, Any] = {}
 
     def run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:

@@ -195,6 +195,12 @@ class OnnxExecutor(Executor):
                 f"{component}: .onnx files need ONNX Runtime; pip install onnxruntime"
             ) from error
         self._onnxruntime: Any = onnxruntime
+        for path in files.values():
+            if os.fsencode(path).decode(errors="replace") != str(path):
+                raise MissingToolError(
+                    f"{component}: ONNX Runtime takes no path that is not UTF-8, and {path} is none; move "
+                    "the bundle to another folder"
+                )
         self.runtime = f"onnxruntime {onnxruntime.__version__} (CPU)"
         self._files = files
         self._sessions: dict[str, Any] = {}
