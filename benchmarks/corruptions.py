@@ -1,8 +1,8 @@
-"""Corruptions of a bundle, seeded: every kind of file, every kind of lie, each with what an attacker recomputes.
+"""Corruptions of a bundle, seeded: every kind of file, every kind of lie.
 
-Each corruption changes a copy of a bundle and recomputes what follows from it: sizes, hashes of files, the golden's
-own digest, the manifest's; and, where the copy is to be *sealed*, the digest in the verdict as well. What is left to
-notice it is what ``verify`` derives, restores, runs and compares.
+Each changes a copy of a bundle and recomputes what follows from it: sizes, hashes of files, the golden's own digest,
+the manifest's; and, where the copy is to be *sealed*, the digest in the verdict as well. What is left to notice it
+is what ``verify`` derives, restores, runs and compares.
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ def seal(bundle: Path, *, verdict: bool) -> None:
             lying = part.get("lying")
             part.pop("lying", None)
             if not lying:
-                sizes = [content["files"][name]["size_bytes"] for name in part["files"] if name in content["files"]]
+                sizes = [
+                    content["files"][name]["size_bytes"] for name in part["files"] if name in content["files"]
+                ]
                 part["size_bytes"] = sum(sizes)
     if verdict:
         report = json.loads((bundle / PARITY_REPORT).read_text())
@@ -195,7 +197,9 @@ def rolled(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def mirrored(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The last two axes swapped, where a kernel is square."""
-    return values.swapaxes(-1, -2) if values.ndim > 1 and values.shape[-1] == values.shape[-2] else values[::-1]
+    return (
+        values.swapaxes(-1, -2) if values.ndim > 1 and values.shape[-1] == values.shape[-2] else values[::-1]
+    )
 
 
 def first_two_swapped(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -251,7 +255,9 @@ def of_onnx_graph(name: str, change: Callable[[Any], bool]) -> Edit:
     return edit
 
 
-def of_weight_bin(name: str, change: Callable[[bytearray, int, int, int], None], codes: tuple[int, ...]) -> Edit:
+def of_weight_bin(
+    name: str, change: Callable[[bytearray, int, int, int], None], codes: tuple[int, ...]
+) -> Edit:
     """``change(content, type code, start, size)`` of a random blob of one of the type ``codes``."""
 
     def edit(bundle: Path, rng: np.random.Generator) -> None:

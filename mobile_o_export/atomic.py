@@ -1,33 +1,48 @@
-"""Folders and files that appear whole or not at all."""
+"""Folders and files that appear whole or not at all.
+
+What is written lies beside them first, under a name that ends in ``.partial``, and is locked for as long as
+its process lives. A killed process leaves it there; the next one that writes beside it finds no lock, and
+removes it.
+"""
 
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
+import re
 import secrets
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mobile_o_export.errors import OutOfSpaceError, UsageError
+from mobile_o_export.progress import Say, silent
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+_MARK = "mobile-o"
+_PARTIAL = re.compile(rf".*\.{_MARK}-[0-9a-f]{{8}}\.partial")
+"""What names of unfinished folders and files look like; nobody else's do."""
 
 _NO_SPACE_TEXT = "No space left on device"
 """What libraries that swallow ``errno`` (safetensors, onnx, protobuf) leave of it."""
 
 
 @contextmanager
-def staged_folder(final: Path, required_bytes: int) -> Iterator[Path]:
+def staged_folder(final: Path, required_bytes: int, say: Say = silent) -> Iterator[Path]:
     """A new folder beside ``final`` to write into; it becomes ``final`` when the block ends well.
 
     Whatever ends the block otherwise, Ctrl-C included, removes it, with the parent folders that had to be
-    made. Only a killed process leaves one behind, called ``<final>.<random>.partial``.
+    made. Only a killed process leaves one behind, called ``<final>.mobile-o-<random>.partial``; those that
+    lie beside ``final`` are removed.
 
     Args:
         final: the folder to make; its parents are made as well.
         required_bytes: a bound on what will be written, compared with the free space before the block runs.
+        say: told of each unfinished folder or file that was found and removed.
 
     Raises:
         UsageError: ``final`` is there already, or its parent cannot be written.
@@ -38,11 +53,14 @@ def staged_folder(final: Path, required_bytes: int) -> Iterator[Path]:
         raise _exists(final)
     missing_parents = [parent for parent in final.parents if not parent.exists()]
     nearest = next(parent for parent in final.parents if parent.exists())
+    remove_abandoned(final.parent, say)
     _require_space(nearest, final, required_bytes)
-    partial = final.with_name(f"{final.name}.{secrets.token_hex(4)}.partial")
+    partial = final.parent / f"{final.name}{_suffix()}"
+    lock = -1
     try:
         try:
             partial.mkdir(parents=True)
+            lock = _locked(partial)
         except OSError as error:
             if error.errno in _NO_SPACE:
                 raise
@@ -71,17 +89,101 @@ def staged_folder(final: Path, required_bytes: int) -> Iterator[Path]:
                 "Free some space or choose another disk, then run the command again."
             ) from error
         raise
+    finally:
+        _unlock(lock)
 
 
 @contextmanager
-def staged_file(final: Path) -> Iterator[Path]:
-    """A path beside ``final`` to write to; the file becomes ``final``, or replaces it, if all goes well."""
-    partial = final.with_name(f".{secrets.token_hex(4)}.partial")
+def staged_file(final: Path, say: Say = silent) -> Iterator[Path]:
+    """An empty file beside ``final`` to write to; it becomes ``final``, or replaces it, if all goes well.
+
+    A link is written through. What is no regular file, such as ``/dev/stdout``, is written to as it is.
+    ``say`` as in :func:`staged_folder`.
+
+    Raises:
+        OutOfSpaceError: the disk fills up while it is written; what was there before is still there.
+    """
+    if str(final).startswith(("/dev/", "/proc/")) or (final.exists() and not final.is_file()):
+        yield final
+        return
+    final = final.resolve()
+    remove_abandoned(final.parent, say)
+    partial = final.parent / _suffix()
+    lock = -1
     try:
+        partial.touch(exist_ok=False)
+        lock = _locked(partial)
         yield partial
         partial.replace(final)
+    except OSError as error:
+        if not _is_out_of_space(error):
+            raise
+        raise OutOfSpaceError(
+            f"{final}: the disk filled up while it was written. Free some space or choose another disk, then "
+            "run the command again."
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
+        _unlock(lock)
+
+
+def remove_abandoned(parent: Path, say: Say) -> None:
+    """Removes what killed processes left unfinished in the folder ``parent``, and says so.
+
+    Nothing that a process still writes, nothing of another user, and nothing on file systems without locks.
+    """
+    try:
+        names = [name for name in os.listdir(parent) if _PARTIAL.fullmatch(name)]  # noqa: PTH208 - names only
+    except OSError:
+        return
+    for name in sorted(names):
+        path = parent / name
+        lock = -1
+        try:
+            found = path.lstat()
+            is_folder = stat.S_ISDIR(found.st_mode)
+            if found.st_uid != os.geteuid() or not (is_folder or stat.S_ISREG(found.st_mode)):
+                continue
+            lock = _locked(path, required=True)
+            if is_folder:
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        except OSError:
+            continue
+        finally:
+            _unlock(lock)
+        say(f"removed {path}, which a killed process had left unfinished")
+
+
+def _suffix() -> str:
+    return f".{_MARK}-{secrets.token_hex(4)}.partial"
+
+
+def _locked(path: Path, *, required: bool = False) -> int:
+    """A descriptor that holds the lock on ``path`` until it is closed, at the latest by the process's end.
+
+    -1 on a file system without locks, unless it is ``required``.
+
+    Raises:
+        OSError: it is gone, or somebody else has it.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Who looked for abandoned ones may have removed it before it was locked.
+        path.lstat()
+    except OSError as error:
+        os.close(descriptor)
+        if required or isinstance(error, BlockingIOError | FileNotFoundError):
+            raise
+        return -1
+    return descriptor
+
+
+def _unlock(descriptor: int) -> None:
+    with suppress(OSError):
+        os.close(descriptor)
 
 
 def _make_readable(folder: Path) -> None:

@@ -35,15 +35,17 @@ from mobile_o_export.bundle.verdicts import write_verdicts
 from mobile_o_export.bundle.weights import WeightsRecord
 from mobile_o_export.calibration import Calibration
 from mobile_o_export.components.registry import component
-from mobile_o_export.errors import GateError, MissingToolError, UnsupportedError, UsageError
+from mobile_o_export.errors import GateError, GoldenError, MissingToolError, UnsupportedError, UsageError
 from mobile_o_export.golden import Golden
 from mobile_o_export.golden.record import GoldenRecording, truth_of
 from mobile_o_export.golden.requests import load_requests
+from mobile_o_export.members import MemberName
 from mobile_o_export.parity.chain import CHAIN
 from mobile_o_export.parity.gates import ChainGate, shipped_gates
 from mobile_o_export.parity.judge import Row, Status, verdict
 from mobile_o_export.plan import REFUSED_HINT, PlanItem, plan
 from mobile_o_export.progress import Done, Progress
+from mobile_o_export.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from mobile_o_export.checkpoint import Checkpoint
@@ -103,7 +105,8 @@ def export_bundle(
         UsageError: ``out`` is there already, or the targets skip every component; nothing was done.
         UnsupportedError: something is refused; nothing was done.
         MissingToolError: a backend's packages are not installed; nothing was done.
-        GoldenError: a golden does not belong to the checkpoint.
+        GoldenError: a golden does not belong to the checkpoint, or was changed meanwhile.
+        CheckpointError: a file of the checkpoint was changed meanwhile; nothing is left at ``out``.
         GateError: an output missed its gate; the bundle lies in ``<out>.failed`` for inspection.
     """
     items = plan(checkpoint, targets, components)
@@ -112,8 +115,9 @@ def export_bundle(
     _require_replaceable(failed)
     given = None if golden is None else Golden.open(golden)
     more = [Golden.open(path) for path in calibration]
+    recorded_before = Snapshot.of(*calibration, *([] if golden is None else [golden]))
     room = GOLDEN_ROOM_BYTES + int(WORKING_COPIES * sum(item.size_bytes for item in items))
-    with staged_folder(out, room) as folder:
+    with staged_folder(out, room, lambda phrase: progress("disk", "", Done(phrase))) as folder:
         progress("checkpoint", "", "computing the digest")
         for recorded in (*more, *([] if given is None else [given])):
             recorded.require_checkpoint(checkpoint.digest)
@@ -126,6 +130,8 @@ def export_bundle(
         else:
             record_golden(checkpoint, None, folder / GOLDEN_FOLDER, progress)
         result = _export_into(folder, checkpoint, targets, items, more, bundle_version, sources, progress)
+        checkpoint.require_unchanged()
+        recorded_before.require_unchanged(GoldenError, "Run the command again.")
         if verdict(result.rows) is not Status.PASSED:
             shutil.rmtree(failed, ignore_errors=True)
             folder.rename(failed)
@@ -288,8 +294,8 @@ def _lower(
     return ComponentEntry(
         recipe=item.recipe,
         gate=item.gate,
-        folder=below.as_posix(),
-        files=tuple((below / name).as_posix() for name in files),
+        folder=MemberName(below.as_posix()),
+        files=tuple(MemberName((below / name).as_posix()) for name in files),
         size_bytes=size_bytes,
         graphs=artifact.graphs,
     )

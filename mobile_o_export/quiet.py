@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 
 from mobile_o_export.errors import ExportError, LoweringError
+from mobile_o_export.legible import CONTINUED
 
 TAIL_LINES = 25
 
@@ -51,7 +52,7 @@ def captured(what: str) -> Iterator[None]:
                 "\n".join(
                     [
                         f"{what} failed: {type(error).__name__}: {str(error).strip()}",
-                        *(f"  | {line}" for line in lines),
+                        *(f"{CONTINUED}{line}" for line in lines),
                     ]
                 )
             ) from error

@@ -21,7 +21,8 @@ class Tokenizer:
         path = folder / "tokenizer.json"
         try:
             if path.is_file():
-                self._tokenizer: Any = Fast.from_file(str(path))
+                # Not by its path, which the library takes as UTF-8 only.
+                self._tokenizer: Any = Fast.from_buffer(path.read_bytes())
             else:
                 from transformers import Qwen2Tokenizer
 

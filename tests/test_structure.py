@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -182,16 +183,31 @@ def test_torch_s_onnx_exporter_stays_in_its_backend() -> None:
     assert [name for name in found if not within(name, f"{OWN}.backends.onnx")] == []
 
 
-def test_only_the_command_line_prints() -> None:
+def test_one_module_of_the_command_line_prints() -> None:
+    """Whatever is shown goes through it: text of others must not move the cursor or colour itself."""
+    # The script that a bundle carries to the device is a command line of its own.
+    modules = [path for path in MODULES if path.name != "build_engines.py"]
     printing = {
         name_of(path)
-        for path in MODULES
+        for path in modules
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     }
-    # The script that a bundle carries to the device is a command line of its own.
-    printing.discard(f"{OWN}.backends.onnx.build_engines")
-    assert [name for name in printing if not within(name, f"{OWN}.cli")] == []
+    assert printing == {f"{OWN}.cli.screen"}
+    streams = {name_of(path) for path in modules if re.search(r"sys\.(stdout|stderr)", path.read_text())}
+    # console has the progress, main opens and flushes the streams, quiet keeps vendors' output back.
+    allowed = {"cli.screen", "cli.console", "cli.main", "quiet"}
+    assert streams <= {f"{OWN}.{name}" for name in allowed}
+    writing = {
+        name_of(path)
+        for path in modules
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in WRITING
+    }
+    assert writing == set()
+
+
+WRITING = ("sys.stdout.write", "sys.stderr.write", "typer.echo", "click.echo", "traceback.print_exception")
 
 
 def test_no_file_holds_a_second_idea() -> None:

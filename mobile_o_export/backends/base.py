@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from mobile_o_export.components.base import Component, GraphOptions, GraphSpec
 from mobile_o_export.compression.check import WeightRow
+from mobile_o_export.members import MemberName
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.precision import Precision
 from mobile_o_export.progress import Say
@@ -64,7 +65,7 @@ class GraphFile:
     """
 
     spec: GraphSpec
-    file: str
+    file: MemberName
     entry: str
 
 

@@ -19,7 +19,9 @@ from mobile_o_export.bundle.manifest import (
     file_digest,
 )
 from mobile_o_export.bundle.vectors import write_vectors
+from mobile_o_export.errors import BundleError, CheckpointError
 from mobile_o_export.evaluation.tasks import PROMPTS, QUESTIONS
+from mobile_o_export.members import LINK, Members, entries
 from mobile_o_export.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -52,11 +54,29 @@ def write_configs(checkpoint: Checkpoint, folder: Path) -> dict[str, str]:
     write_vectors(settings, tokenizer, folder / VECTORS_FOLDER)
     tasks = checkpoint.path / EVALUATION_FOLDER
     if any((tasks / name).is_file() for name in (PROMPTS, QUESTIONS)):
-        shutil.copytree(tasks, folder / EVALUATION_FOLDER)
-        copied += [
-            path.relative_to(folder).as_posix()
-            for path in sorted((folder / EVALUATION_FOLDER).rglob("*"))
-            if path.is_file()
-        ]
+        _copy_tasks(tasks, folder / EVALUATION_FOLDER)
+        copied += [f"{EVALUATION_FOLDER}/{name}" for name, _ in entries(folder / EVALUATION_FOLDER)]
     (folder / LICENCE_NOTICE).write_text(checkpoint.licence, encoding="utf-8")
-    return {name: file_digest(folder / name) for name in copied}
+    members = Members(folder, BundleError)
+    return {name: file_digest(members, name).sha256 for name in sorted(copied)}
+
+
+def _copy_tasks(source: Path, folder: Path) -> None:
+    """Copies a checkpoint's tasks; of links only those within it, as Hugging Face's cache has.
+
+    Raises:
+        CheckpointError: something else lies there: what it leads to may be anything.
+    """
+    members = Members(source, CheckpointError, "Put the file itself there.", links=True)
+    # In a cache, the files of snapshots/<revision>/ are links into blobs/.
+    home = source.parent.resolve()
+    homes = (home, home.parents[1]) if home.parent.name == "snapshots" else (home,)
+    for name, kind in entries(source):
+        if kind == LINK and not any(map((source / name).resolve().is_relative_to, homes)):
+            raise CheckpointError(
+                f"{source / name}: is a link out of the checkpoint. Put the file itself there, or remove it."
+            )
+        place = folder / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with members.open(name) as given, place.open("wb") as copy:
+            shutil.copyfileobj(given, copy)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
@@ -16,8 +16,10 @@ from mobile_o_export.backends.base import GraphFile
 from mobile_o_export.components.base import FunctionSpec
 from mobile_o_export.compression.recipe import Recipe
 from mobile_o_export.errors import BundleError, GateError, UsageError
+from mobile_o_export.legible import legible
+from mobile_o_export.members import MemberKey, MemberName, Members, PlainKey, entries, is_file
 from mobile_o_export.parity.gates import ChainGate, Gate
-from mobile_o_export.strict import Strict, Versioned, read_json
+from mobile_o_export.strict import Strict, Versioned
 from mobile_o_export.targets import Sequence
 
 SCHEMA: Final = 4
@@ -55,7 +57,7 @@ class DamagedBundleError(GateError):
 
     def __init__(self, folder: Path, damage: Iterable[Damage]) -> None:
         self.damage = tuple(damage)
-        shown = "; ".join(f"{found.file} {found.reason}" for found in self.damage[:SHOWN_DAMAGE])
+        shown = "; ".join(f"{legible(found.file)} {found.reason}" for found in self.damage[:SHOWN_DAMAGE])
         more = len(self.damage) - SHOWN_DAMAGE
         super().__init__(
             f"{folder}: is not what was exported: {shown}{f'; and {more} more' if more > 0 else ''}. "
@@ -81,8 +83,8 @@ class ComponentEntry(Strict):
 
     recipe: Recipe | None = None
     gate: Gate | None = None
-    folder: str = ""
-    files: tuple[str, ...] = ()
+    folder: MemberName | Literal[""] = ""
+    files: tuple[MemberName, ...] = ()
     size_bytes: int = 0
     graphs: tuple[GraphFile, ...] = ()
     skipped: str | None = None
@@ -105,7 +107,7 @@ class TargetEntry(Strict):
     description: str
     sequence: Sequence
     options: dict[str, Any]
-    components: dict[str, ComponentEntry]
+    components: dict[PlainKey, ComponentEntry]
     chain_gate: ChainGate | None
 
     @property
@@ -148,18 +150,10 @@ class Manifest(Strict):
     bundle_version: str
     made_with: dict[str, str]
     checkpoint: CheckpointEntry
-    functions: dict[str, tuple[FunctionSpec, ...]]
-    targets: dict[str, TargetEntry]
+    functions: dict[PlainKey, tuple[FunctionSpec, ...]]
+    targets: dict[PlainKey, TargetEntry]
     calibration: tuple[str, ...] = ()
-    files: dict[str, FileEntry]
-
-    @model_validator(mode="after")
-    def _inside(self) -> Self:
-        for name in self.files:
-            path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts:
-                raise ValueError(f"{name!r} lies outside the bundle")
-        return self
+    files: dict[MemberKey, FileEntry]
 
 
 def json_schema() -> str:
@@ -182,33 +176,34 @@ def read_manifest(folder: Path) -> Manifest:
         BundleError: there is no bundle, or one of another version.
         DamagedBundleError: the manifest is not what was written.
     """
-    path = folder / MANIFEST
-    recorded = folder / MANIFEST_DIGEST
-    if not path.is_file():
-        if recorded.is_file():
+    members = Members(folder, GateError)
+    if not members.has(MANIFEST):
+        if members.has(MANIFEST_DIGEST):
             raise DamagedBundleError(folder, [Damage(MANIFEST, "is missing")])
         raise BundleError(
             f"{folder}: is not a bundle ({MANIFEST} is missing). Give the folder that "
             "'mobile-o-export export' wrote."
         )
-    digest = recorded.read_text(errors="replace").split()[:1] if recorded.is_file() else []
-    if digest != [sha256(path.read_bytes()).hexdigest()]:
-        raise DamagedBundleError(folder, [Damage(MANIFEST, f"does not match {MANIFEST_DIGEST}")])
     try:
-        version = read_json(path, Versioned, GateError).schema_version
+        recorded = members.read(MANIFEST_DIGEST) if members.has(MANIFEST_DIGEST) else b""
+        if recorded.split()[:1] != [sha256(members.read(MANIFEST)).hexdigest().encode()]:
+            raise DamagedBundleError(folder, [Damage(MANIFEST, f"does not match {MANIFEST_DIGEST}")])
+        version = members.json(MANIFEST, Versioned).schema_version
         if version != SCHEMA:
             raise BundleError(
                 f"{folder}: manifest schema {version}, and this version reads {SCHEMA}. Export it again, or "
                 "use the version of mobile-o-export that made it."
             )
-        return read_json(path, Manifest, GateError)
+        return members.json(MANIFEST, Manifest)
+    except DamagedBundleError:
+        raise
     except GateError as error:
         raise DamagedBundleError(folder, [Damage(MANIFEST, f"is no manifest ({error})")]) from error
 
 
 def manifest_digest(folder: Path) -> str:
     """Hex SHA-256 of the manifest of the bundle in ``folder``, which stands for all of its files."""
-    return sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    return sha256(Members(folder, BundleError).read(MANIFEST)).hexdigest()
 
 
 def require_expected(folder: Path, expected: str) -> None:
@@ -235,27 +230,26 @@ def file_entries(folder: Path, parts: Collection[str] = ()) -> dict[str, FileEnt
     """Every file below ``folder`` but the manifest and its digest, by its path with slashes.
 
     ``parts`` restricts them to the files below those of its folders.
+
+    Raises:
+        BundleError: something is a link, a pipe or a device, or has a name that no manifest may hold.
     """
-    entries = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if (path.is_dir() and not path.is_symlink()) or name in (MANIFEST, MANIFEST_DIGEST):
-            continue
-        if not _is_below(name, parts):
-            continue
-        entries[name] = FileEntry(size_bytes=path.lstat().st_size, sha256=file_digest(path))
-    return entries
+    found, problems = _entries(folder, parts)
+    if problems:
+        raise BundleError(
+            f"{folder / problems[0].file}: {problems[0].reason}, and a bundle holds files only. Replace it."
+        )
+    return found
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file; a link, a pipe or a device has none and never matches."""
-    if path.is_symlink() or not path.is_file():
-        return "0" * 64
-    digest = sha256()
-    with path.open("rb") as stream:
+def file_digest(members: Members, name: str) -> FileEntry:
+    """Size and SHA-256 of one file."""
+    digest, size_bytes = sha256(), 0
+    with members.open(name) as stream:
         while block := stream.read(1 << 22):
             digest.update(block)
-    return digest.hexdigest()
+            size_bytes += len(block)
+    return FileEntry(size_bytes=size_bytes, sha256=digest.hexdigest())
 
 
 def damage(folder: Path, manifest: Manifest, parts: Collection[str] = ()) -> list[Damage]:
@@ -263,9 +257,10 @@ def damage(folder: Path, manifest: Manifest, parts: Collection[str] = ()) -> lis
 
     ``parts`` restricts the check to the files below those of its folders.
     """
-    found = file_entries(folder, parts)
+    found, problems = _entries(folder, parts)
+    named = {problem.file for problem in problems}
     listed = {name: entry for name, entry in manifest.files.items() if _is_below(name, parts)}
-    problems = [Damage(name, "is missing") for name in sorted(listed.keys() - found.keys())]
+    problems += [Damage(name, "is missing") for name in sorted(listed.keys() - found.keys() - named)]
     problems += [Damage(name, "was added") for name in sorted(found.keys() - listed.keys())]
     problems += [
         Damage(name, "was changed")
@@ -275,5 +270,25 @@ def damage(folder: Path, manifest: Manifest, parts: Collection[str] = ()) -> lis
     return problems
 
 
+def _entries(folder: Path, parts: Collection[str]) -> tuple[dict[str, FileEntry], list[Damage]]:
+    """The files, and whatever else lies there: nothing of it is opened."""
+    members = Members(folder, BundleError)
+    found: dict[str, FileEntry] = {}
+    problems = []
+    for name, kind in entries(folder):
+        if name in (MANIFEST, MANIFEST_DIGEST) or not _is_below(name, parts):
+            continue
+        if not is_file(kind):
+            problems.append(Damage(name, kind))
+            continue
+        try:
+            member = MemberName(name)
+        except ValueError:
+            problems.append(Damage(name, "has a name that no file of a bundle has"))
+            continue
+        found[member] = file_digest(members, member)
+    return found, problems
+
+
 def _is_below(name: str, parts: Collection[str]) -> bool:
-    return not parts or PurePosixPath(name).parts[0] in parts
+    return not parts or name.split("/")[0] in parts

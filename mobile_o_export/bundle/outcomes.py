@@ -13,19 +13,23 @@ from mobile_o_export.bundle.chains import Chain, task_of
 from mobile_o_export.bundle.manifest import TOKENIZER_FOLDER, Damage
 from mobile_o_export.errors import BundleError, ExportError
 from mobile_o_export.golden import AnswerChain, Golden
+from mobile_o_export.members import MemberName, Members, entries
 from mobile_o_export.parity.chain import CHAIN
 from mobile_o_export.parity.judge import Row, Status
 from mobile_o_export.parity.metrics import Array, psnr_db
 from mobile_o_export.pipelines.answering import Answer
 from mobile_o_export.pipelines.drawing import Drawing
 from mobile_o_export.pipelines.pipeline import TORCH
-from mobile_o_export.pipelines.preprocessing import as_picture, load_picture
-from mobile_o_export.strict import Strict, read_json
+from mobile_o_export.pipelines.preprocessing import as_picture
+from mobile_o_export.png import opened_png
+from mobile_o_export.strict import Strict
 from mobile_o_export.tokenizer import Tokenizer
 
 SCHEMA: Final = 1
 OUTCOMES_FOLDER = "chains"
 OUTCOMES = "chains.json"
+MOST_NAME_CHARACTERS = 60
+"""Of a picture's name: a chain's is the user's own, and may be longer than a file's."""
 
 OUTPUTS = {"picture": "image", "answer": "tokens"}
 """What a verdict calls what comes out of a chain."""
@@ -55,8 +59,8 @@ class Outcome(Strict):
     task: str
     case: str
     prompt: str
-    given: str | None = None
-    picture: str | None = None
+    given: MemberName | None = None
+    picture: MemberName | None = None
     answer: str | None = None
 
 
@@ -73,8 +77,8 @@ class Outcomes(Strict):
         Raises:
             BundleError: the file is damaged.
         """
-        path = bundle / OUTCOMES_FOLDER / OUTCOMES
-        return read_json(path, cls, BundleError) if path.is_file() else cls(outcomes=())
+        members, name = Members(bundle, BundleError), f"{OUTCOMES_FOLDER}/{OUTCOMES}"
+        return members.json(name, cls) if members.has(name) else cls(outcomes=())
 
 
 class OutcomeWriter:
@@ -120,13 +124,14 @@ class OutcomeWriter:
         )
         self._outcomes.append(outcome)
 
-    def _given(self, key: str) -> str:
+    def _given(self, key: str) -> MemberName:
         """The picture that a chain starts from, once for all chains and targets."""
         # The encoder's input is in 0..1, where the VAE's output is in -1..1.
         return self._saved(2 * self._golden.tensor(key) - 1, f"given-{key[:12]}")
 
-    def _saved(self, image: Array, name: str) -> str:
-        place = f"{OUTCOMES_FOLDER}/{''.join(c if c.isalnum() else '-' for c in name)}.png"
+    def _saved(self, image: Array, name: str) -> MemberName:
+        plain = "".join(c if c.isalnum() else "-" for c in name)[:MOST_NAME_CHARACTERS]
+        place = MemberName(f"{OUTCOMES_FOLDER}/{plain}.png")
         if not (self._bundle / place).exists():
             as_picture(image).save(self._bundle / place, optimize=True)
         return place
@@ -157,12 +162,9 @@ class OutcomeCheck:
             if kept.answer != result.text:
                 self.problems.append(Damage(index, f"has another answer of {target} to {chain.name!r}"))
         elif kept.picture is not None:
-            pixels = np.asarray(load_picture(self._bundle / kept.picture))
             drawn = np.asarray(as_picture(result.image))
-            if (
-                pixels.shape != drawn.shape
-                or psnr_db(drawn / PIXEL_LEVELS, pixels / PIXEL_LEVELS) < SAME_PICTURE_DB
-            ):
+            pixels = _pixels(self._bundle, kept.picture, len(drawn))
+            if _psnr_db(drawn, pixels) < SAME_PICTURE_DB:
                 self.problems.append(Damage(kept.picture, "is not what the files draw"))
 
 
@@ -214,9 +216,8 @@ def other_outcomes(
     for case, _ in expected:
         if case not in told:
             yield Damage(index, f"lacks what PyTorch made of {case!r}")
-    for path in sorted((folder / OUTCOMES_FOLDER).iterdir()):
-        name = f"{OUTCOMES_FOLDER}/{path.name}"
-        if name not in named:
+    for inner, _ in entries(folder / OUTCOMES_FOLDER):
+        if (name := f"{OUTCOMES_FOLDER}/{inner}") not in named:
             yield Damage(name, f"is not in {OUTCOMES}")
 
 
@@ -227,15 +228,13 @@ def _unrecorded(folder: Path, outcome: Outcome, truth: Any, row: Row) -> Iterato
             index = f"{OUTCOMES_FOLDER}/{OUTCOMES}"
             yield Damage(index, f"has another answer of {outcome.target} to {outcome.case!r} than was judged")
         return
+    wanted = np.asarray(as_picture(truth))
     try:
-        pixels = np.asarray(load_picture(folder / outcome.picture))
+        pixels = _pixels(folder, outcome.picture, len(wanted))
     except ExportError as error:
         yield Damage(outcome.picture, str(error))
         return
-    wanted = np.asarray(as_picture(truth))
-    if pixels.shape != wanted.shape:
-        yield Damage(outcome.picture, f"is {pixels.shape[1]} × {pixels.shape[0]} pixels")
-    elif row.psnr_db is not None:
+    if row.psnr_db is not None:
         level = _psnr_db(wanted, pixels)
         # Rounding to 8 bits hides small differences and adds little to large ones.
         if level < min(row.psnr_db, ROUNDED_DB) - ROUNDING_DB:
@@ -246,13 +245,24 @@ def _unrecorded(folder: Path, outcome: Outcome, truth: Any, row: Row) -> Iterato
 
 def _unlike(folder: Path, name: str, image: Any) -> Iterator[Damage]:
     """A picture whose pixels are not those of the golden's ``image``."""
+    wanted = np.asarray(as_picture(image))
     try:
-        pixels = np.asarray(load_picture(folder / name))
+        pixels = _pixels(folder, name, len(wanted))
     except ExportError as error:
         yield Damage(name, str(error))
         return
-    if not np.array_equal(pixels, np.asarray(as_picture(image))):
+    if not np.array_equal(pixels, wanted):
         yield Damage(name, "is not the golden's picture")
+
+
+def _pixels(folder: Path, name: str, side: int) -> Array:
+    """uint8 [side, side, 3] of a PNG of the bundle in ``folder``.
+
+    Raises:
+        BundleError: it is none, or of another size.
+    """
+    with opened_png(Members(folder, BundleError), name, side) as (picture, _):
+        return np.asarray(picture.convert("RGB"))
 
 
 def _psnr_db(wanted: Array, pixels: Array) -> float:

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from mobile_o_export.backends.base import Artifact
 from mobile_o_export.backends.contents import Contents, contradiction, differing
 from mobile_o_export.backends.registry import backend
 from mobile_o_export.bundle.findings import Finding
 from mobile_o_export.bundle.manifest import ComponentEntry, Damage, Manifest, TargetEntry
+from mobile_o_export.bundle.runners import artifact_of
 from mobile_o_export.bundle.weights import WeightsRecord
 from mobile_o_export.compression.check import WEIGHTS, least_db
 from mobile_o_export.compression.form import Form
 from mobile_o_export.errors import BundleError, ExportError, MissingToolError
+from mobile_o_export.members import Members
 from mobile_o_export.parity.gates import Gate, Gates, shipped_gates
 from mobile_o_export.precision import Precision
-from mobile_o_export.strict import read_json
 
 SHOWN = 5
 """Of constants that differ, so many get a row."""
@@ -36,7 +36,7 @@ def read_record(folder: Path, entry: ComponentEntry, component: str) -> WeightsR
     names = [name for name in entry.files if PurePosixPath(name).name in (WEIGHTS, f"{component}.{WEIGHTS}")]
     if len(names) != 1:
         raise BundleError(f"{folder}: {component} has no {WEIGHTS} among its files.")
-    return read_json(folder / names[0], WeightsRecord, BundleError)
+    return Members(folder, BundleError).json(names[0], WeightsRecord)
 
 
 def check_component(folder: Path, manifest: Manifest, target: str, component: str) -> list[Finding]:
@@ -49,7 +49,7 @@ def check_component(folder: Path, manifest: Manifest, target: str, component: st
     vendor = backend(manifest.targets[target].backend)
     try:
         record = read_record(folder, entry, component)
-        contents = vendor.contents(Artifact(entry.graphs), folder / entry.folder, component)
+        contents = vendor.contents(*artifact_of(folder, entry), component)
     except MissingToolError:
         raise
     except (ExportError, OSError) as error:

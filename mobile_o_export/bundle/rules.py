@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from functools import partial
-from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
@@ -27,8 +26,9 @@ from mobile_o_export.bundle.manifest import (
 from mobile_o_export.bundle.outcomes import OUTCOMES_FOLDER, other_outcomes
 from mobile_o_export.bundle.vectors import other_vectors
 from mobile_o_export.bundle.verdicts import ParityReport, judged_digest
-from mobile_o_export.errors import ExportError
+from mobile_o_export.errors import BundleError, ExportError
 from mobile_o_export.golden import Golden
+from mobile_o_export.members import Members
 from mobile_o_export.pipelines.settings import SCHEDULER, SchedulerNumbers, Settings
 from mobile_o_export.tokenizer import Tokenizer
 
@@ -40,14 +40,14 @@ def check_bundle(folder: Path, manifest: Manifest, golden: Golden, report: Parit
     yield whole("files", "every file", "known to the layout", tuple(_strays(manifest)))
     yield whole("golden", "its index", "fits the manifest", tuple(_misrecorded(folder, manifest, golden)))
     yield whole("checkpoint", "copied files", "as copied", tuple(_not_copied(manifest)))
-    schema = [Damage(MANIFEST_SCHEMA, "is not the manifest's")] * (
-        (folder / MANIFEST_SCHEMA).read_bytes() != json_schema().encode()
-    )
+    members = Members(folder, BundleError)
+    same = members.has(MANIFEST_SCHEMA) and members.read(MANIFEST_SCHEMA) == json_schema().encode()
+    schema = [] if same else [Damage(MANIFEST_SCHEMA, "is not the manifest's")]
     ruled = partial(by_rule, manifest, BUNDLE)
     yield ruled("schema", MANIFEST_SCHEMA, "this version's, byte for byte", schema)
     try:
-        settings = Settings.read(folder / CONFIG_FOLDER)
-        tokenizer = Tokenizer(folder / TOKENIZER_FOLDER)
+        settings = Settings.read(members.tree(CONFIG_FOLDER))
+        tokenizer = Tokenizer(members.tree(TOKENIZER_FOLDER))
     except ExportError as error:
         yield whole(
             CONFIG_FOLDER, "settings and tokenizer", "can be read", (Damage(CONFIG_FOLDER, str(error)),)
@@ -120,35 +120,36 @@ def _misrecorded(folder: Path, manifest: Manifest, golden: Golden) -> Iterator[D
         if recorded is None or recorded.functions != functions:
             yield Damage(place, f"has another contract of {name} than the manifest")
     try:
-        found = Settings.read(folder / CONFIG_FOLDER).digests()
+        members = Members(folder, BundleError)
+        found = Settings.read(members.tree(CONFIG_FOLDER)).digests()
     except ExportError as error:
         yield Damage(CONFIG_FOLDER, str(error))
         return
     for name in sorted(found.keys() | index.settings.keys()):
         if found.get(name) != index.settings.get(name):
             yield Damage(f"{CONFIG_FOLDER}/{name}", "is not what the golden was recorded under")
-    home = folder / TOKENIZER_FOLDER
-    for name, recorded_digest in index.tokenizer.items():
-        path = home / name
-        if not path.is_file() or sha256(path.read_bytes()).hexdigest() != recorded_digest:
+    shipped = {
+        name.removeprefix(f"{TOKENIZER_FOLDER}/"): entry.sha256
+        for name, entry in manifest.files.items()
+        if name.startswith(f"{TOKENIZER_FOLDER}/")
+    }
+    for name, digest in index.tokenizer.items():
+        if shipped.get(name) != digest:
             yield Damage(f"{TOKENIZER_FOLDER}/{name}", "is not what the golden was recorded with")
-    for path in sorted(home.iterdir()):
-        if path.name not in index.tokenizer and not _derived(home, path, index.tokenizer):
-            yield Damage(
-                f"{TOKENIZER_FOLDER}/{path.name}", "does not follow from the tokenizer's other files"
-            )
+    for name in sorted(shipped.keys() - index.tokenizer.keys()):
+        if name != TOKENIZER_FILE or not _is_derived(folder, index.tokenizer):
+            yield Damage(f"{TOKENIZER_FOLDER}/{name}", "does not follow from the tokenizer's other files")
 
 
-def _derived(home: Path, path: Path, sources: Iterable[str]) -> bool:
-    """Whether ``path`` is the ``tokenizer.json`` that the ``sources`` beside it make."""
-    if path.name != TOKENIZER_FILE:
-        return False
+def _is_derived(folder: Path, sources: Iterable[str]) -> bool:
+    """Whether ``tokenizer.json`` is the one that the ``sources`` beside it make."""
+    members = Members(folder, BundleError)
     with TemporaryDirectory(prefix="mobile-o-tokenizer-") as work:
         for name in sources:
-            (Path(work) / name).write_bytes((home / name).read_bytes())
-        again = Path(work) / "again.json"
-        Tokenizer(Path(work)).save(again)
-        return bool(json.loads(again.read_text("utf-8")) == json.loads(path.read_text("utf-8")))
+            (Path(work) / name).write_bytes(members.read(f"{TOKENIZER_FOLDER}/{name}"))
+        Tokenizer(Path(work)).save(Path(work) / TOKENIZER_FILE)
+        again = Members(Path(work), BundleError).text(TOKENIZER_FILE)
+        return bool(json.loads(again) == json.loads(members.text(f"{TOKENIZER_FOLDER}/{TOKENIZER_FILE}")))
 
 
 def _not_copied(manifest: Manifest) -> Iterator[Damage]:
@@ -184,7 +185,8 @@ def _unfinished(folder: Path, manifest: Manifest, target: str) -> Iterator[Damag
     vendor = backend(entry.backend)
     with TemporaryDirectory(prefix="mobile-o-target-") as work:
         vendor.finish(Path(work), graphs, entry.options)
+        shipped, again = Members(folder, BundleError), Members(Path(work), BundleError)
         for name in vendor.finishing(entry.options):
-            path = folder / target / name
-            if not path.is_file() or path.read_bytes() != (Path(work) / name).read_bytes():
-                yield Damage(f"{target}/{name}", "is not what the manifest and this version make")
+            place = f"{target}/{name}"
+            if not shipped.has(place) or shipped.read(place) != again.read(name):
+                yield Damage(place, "is not what the manifest and this version make")

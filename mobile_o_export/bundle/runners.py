@@ -17,7 +17,8 @@ from mobile_o_export.bundle.manifest import (
     damage,
     read_manifest,
 )
-from mobile_o_export.errors import UsageError
+from mobile_o_export.errors import BundleError, GateError, UsageError
+from mobile_o_export.members import Members
 from mobile_o_export.pipelines.pipeline import Pipeline
 from mobile_o_export.pipelines.runner import Limits
 from mobile_o_export.pipelines.settings import Settings
@@ -30,6 +31,19 @@ from mobile_o_export.tokenizer import Tokenizer
 
 FP16_AS_FP32 = ", fp16 computed in fp32"
 """Of a runtime whose results say nothing of what overflows or rounds in a device's fp16 arithmetic."""
+
+
+def artifact_of(folder: Path, entry: ComponentEntry) -> tuple[Artifact, Path]:
+    """The graphs of a component of the bundle in ``folder``, and the folder that their files start from.
+
+    Raises:
+        GateError: a file is missing, or is none.
+    """
+    members = Members(folder, GateError)
+    for file in {graph.file for graph in entry.graphs}:
+        # Vendors' readers open paths, and follow whatever lies there.
+        members.tree(f"{entry.folder}/{file}" if entry.folder else file)
+    return Artifact(entry.graphs), folder / entry.folder
 
 
 class BundleRunners:
@@ -57,7 +71,7 @@ class BundleRunners:
         """
         entry = self._entry(name)
         vendor = backend(self._manifest.targets[self._target].backend)
-        with vendor.open(Artifact(entry.graphs), self._folder / entry.folder, name) as executor:
+        with vendor.open(*artifact_of(self._folder, entry), name) as executor:
             graphs = [graph.spec for graph in entry.graphs]
             session = Session(self._manifest.functions[name], graphs, executor)
             if entry.recipe is not None and entry.recipe.floating == Precision.FP16:
@@ -79,8 +93,9 @@ def open_target(
     folder: Path, manifest: Manifest, target: str, *, keep: bool = True, say: Say = silent
 ) -> Pipeline:
     """The tasks over one target's files, which are taken to be intact."""
-    settings = Settings.read(folder / CONFIG_FOLDER)
-    tokenizer = Tokenizer(folder / TOKENIZER_FOLDER)
+    members = Members(folder, BundleError)
+    settings = Settings.read(members.tree(CONFIG_FOLDER))
+    tokenizer = Tokenizer(members.tree(TOKENIZER_FOLDER))
     runners = BundleRunners(folder, manifest, target)
     bench = Workbench(runners, tokenizer, settings, keep=keep, say=say)
     return Pipeline(bench, lambda steps: settings.schedule(steps).start(), target)

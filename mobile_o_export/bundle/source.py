@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mobile_o_export import memory
-from mobile_o_export.backends.base import Artifact, LowerRequest
+from mobile_o_export.backends.base import LowerRequest
 from mobile_o_export.backends.contents import differing
 from mobile_o_export.backends.registry import backend
 from mobile_o_export.bundle import configs
@@ -32,6 +32,7 @@ from mobile_o_export.bundle.manifest import (
     file_entries,
 )
 from mobile_o_export.bundle.parts import read_record
+from mobile_o_export.bundle.runners import artifact_of
 from mobile_o_export.calibration import Calibration
 from mobile_o_export.components.registry import COMPONENT_NAMES, component
 from mobile_o_export.golden.compare import LEAST_DB
@@ -153,7 +154,7 @@ class Source:
             record = read_record(folder, entry, name)
             problems += [Damage(*found) for found in differing(again.programs, record.programs)]
             if again.constants != record.constants:
-                shipped = vendor.constants(Artifact(entry.graphs), folder / entry.folder, name)
+                shipped = vendor.constants(*artifact_of(folder, entry), name)
                 problems += _further(vendor.constants(artifact, place, name), shipped)
             weights = {row.name: (row.precision, row.shape) for row in artifact.weights}
             if weights != {weight.name: (weight.precision, weight.shape) for weight in record.weights}:

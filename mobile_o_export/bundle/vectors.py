@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mobile_o_export.bundle.manifest import VECTORS_FOLDER, Damage
-from mobile_o_export.errors import ExportError
+from mobile_o_export.errors import BundleError, ExportError
+from mobile_o_export.members import Members, entries
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.pipelines import noise
 from mobile_o_export.pipelines.preprocessing import cropped_pixels, load_picture
@@ -190,27 +191,30 @@ def other_vectors(home: Path, settings: Settings, tokenizer: Tokenizer) -> Itera
         wanted, found = _names(again), _names(home)
         for name in sorted(wanted ^ found):
             yield Damage(f"{VECTORS_FOLDER}/{name}", "is missing" if name in wanted else "is no vector")
+        shipped, drawn = Members(home, BundleError), Members(again, BundleError)
         for name in sorted(wanted & found):
-            one, other = home / name, again / name
-            if one.read_bytes() == other.read_bytes():
+            if shipped.read(name) == drawn.read(name):
                 continue
             if name.startswith(f"{PICTURES_FOLDER}/"):
-                problem = _other_picture(one, other)
+                problem = _other_picture(shipped.file(name), drawn.file(name))
             else:
-                problem = _other_vectors(one, other)
+                problem = _other_vectors(shipped.text(name), drawn.text(name))
             if problem:
                 yield Damage(f"{VECTORS_FOLDER}/{name}", problem)
 
 
 def _names(folder: Path) -> set[str]:
     """Every file below ``folder``."""
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return {name for name, _ in entries(folder)}
 
 
 def _other_picture(path: Path, again: Path) -> str:
     """How a picture differs from the one that is drawn again; another library may write other bytes."""
     try:
-        pixels, wanted = (np.asarray(load_picture(place)).astype(np.int16) for place in (path, again))
+        wanted = np.asarray(load_picture(again)).astype(np.int16)
+        pixels = np.asarray(load_picture(path, most_pixels=wanted.shape[0] * wanted.shape[1])).astype(
+            np.int16
+        )
     except ExportError as error:
         return str(error)
     allowed = JPEG_LEVELS if path.suffix == ".jpg" else 0
@@ -219,13 +223,13 @@ def _other_picture(path: Path, again: Path) -> str:
     return ""
 
 
-def _other_vectors(path: Path, again: Path) -> str:
+def _other_vectors(text: str, again: str) -> str:
     """The first place where two files of vectors differ by more than they allow."""
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = json.loads(text)
     except ValueError as error:
         return f"is not valid JSON: {error}"
-    place = _difference(value, json.loads(again.read_text("utf-8")))
+    place = _difference(value, json.loads(again))
     return f"has another value at {place}" if place is not None else ""
 
 

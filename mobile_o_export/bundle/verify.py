@@ -29,12 +29,12 @@ from mobile_o_export.bundle.verdicts import ParityReport
 from mobile_o_export.components.registry import COMPONENT_NAMES
 from mobile_o_export.errors import BundleError, GoldenError, MissingToolError, UsageError
 from mobile_o_export.golden import Golden
+from mobile_o_export.members import Members
 from mobile_o_export.parity.chain import CHAIN
 from mobile_o_export.parity.judge import NO_RUNTIME, Row, Status, verdict
 from mobile_o_export.parity.levels import Scope, held
 from mobile_o_export.progress import Done, Progress
 from mobile_o_export.snapshot import Snapshot
-from mobile_o_export.strict import read_json
 
 FILES = "files"
 """What rows about a damaged bundle have for a component; their target is ``bundle``."""
@@ -91,7 +91,7 @@ def verify_bundle(folder: Path, wish: Wish, progress: Progress) -> list[Row]:
     try:
         golden = Golden.open(folder / GOLDEN_FOLDER)
         golden.require_checkpoint(manifest.checkpoint.digest)
-        report = read_json(folder / PARITY_REPORT, ParityReport, BundleError)
+        report = Members(folder, BundleError).json(PARITY_REPORT, ParityReport)
         chained = _chained(folder, manifest, golden, wish.targets) if wish.chains else []
         rows = [
             row
@@ -112,7 +112,11 @@ def verify_bundle(folder: Path, wish: Wish, progress: Progress) -> list[Row]:
         rows += _derived(folder, manifest, golden, wish.source, chosen, chained, progress)
     if changes := before.changes():
         raise DamagedBundleError(
-            folder, [Damage(name, f"{how} while the bundle was verified") for name, how in changes]
+            folder,
+            [
+                Damage(change.path.relative_to(folder).as_posix(), f"{change.reason} while it was verified")
+                for change in changes
+            ],
         )
     return rows
 

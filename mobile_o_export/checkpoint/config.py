@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mobile_o_export.errors import CheckpointError
+from mobile_o_export.members import require_no_special_file
 
 BUILT_IN_DIFFUSION: Mapping[str, str] = {
     "Efficient-Large-Model/Sana_600M_512px_diffusers": "sana-600m-512",
@@ -246,6 +247,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: there is no such file, or it holds no JSON object.
     """
+    require_no_special_file(path, CheckpointError)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -16,6 +16,7 @@ from mobile_o_export.checkpoint.reader import RANDOM_MARKER
 from mobile_o_export.checkpoint.safetensors_writer import Entry, shards, write_safetensors
 from mobile_o_export.checkpoint.small_tokenizer import write_tokenizer
 from mobile_o_export.errors import UsageError
+from mobile_o_export.progress import Say, silent
 
 if TYPE_CHECKING:
     from mobile_o_export.model.fastvithd import FastViTHDLayout
@@ -118,11 +119,13 @@ def init_checkpoint(
     seed: int,
     dtype: WeightDType = "float16",
     progress: Progress | None = None,
+    say: Say = silent,
 ) -> None:
     """Write a checkpoint of random weights to the new folder ``out``.
 
     Names, shapes and files are the published ones; the same size, seed and dtype give the same bytes.
-    ``config.json`` is marked, so that nobody takes the weights for trained ones.
+    ``config.json`` is marked, so that nobody takes the weights for trained ones. ``say`` is told what of a
+    killed run's was removed.
 
     Raises:
         UsageError: ``out`` exists or cannot be made; ``size``, ``seed`` or ``dtype`` is not a valid value.
@@ -136,7 +139,7 @@ def init_checkpoint(
         raise UsageError(f"seed {seed} is negative. Choose 0 or more.")
     entries = _entries(size, dtype)
     total_bytes = sum(entry.size_bytes for entry in entries)
-    with staged_folder(Path(out), total_bytes + _SMALL_FILES_BYTES) as folder:
+    with staged_folder(Path(out), total_bytes + _SMALL_FILES_BYTES, say) as folder:
         _write_json(folder / "config.json", _config_json(size, seed, dtype))
         special = _SIZES[size].special_id
         _write_json(folder / "generation_config.json", {"eos_token_id": special + 2, "pad_token_id": special})

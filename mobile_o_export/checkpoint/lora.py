@@ -57,6 +57,10 @@ class _Delta:
     transposed: bool
 
 
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
 class LoraAdapter:
     """A PEFT adapter folder: which base weights it changes, and each changed weight.
 
@@ -73,15 +77,20 @@ class LoraAdapter:
         if not path.is_dir():
             raise CheckpointError(f"{path}: no such folder. Give --lora the folder that PEFT saved.")
         self.path = path
-        self._config = read_json(path / "adapter_config.json")
+        self._config = read_json(path / CONFIG_FILE)
         self._refuse_unsupported()
-        weights = path / "adapter_model.safetensors"
+        weights = path / WEIGHTS_FILE
         if not weights.is_file() and (path / "adapter_model.bin").exists():
             raise pickle_error(path / "adapter_model.bin")
         self._file = SafetensorsFile(weights)
         self._deltas: dict[str, _Delta] = {}
         self._replacements: dict[str, str] = {}
         self._match(base)
+
+    @property
+    def files(self) -> tuple[Path, Path]:
+        """Its configuration and its weights."""
+        return self.path / CONFIG_FILE, self.path / WEIGHTS_FILE
 
     @property
     def rank(self) -> int:

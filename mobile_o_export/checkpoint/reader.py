@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -15,6 +15,7 @@ from mobile_o_export.checkpoint.digest import tensors_digest
 from mobile_o_export.checkpoint.lora import LoraAdapter
 from mobile_o_export.checkpoint.safetensors_file import SafetensorsFile, TensorInfo, pickle_error
 from mobile_o_export.errors import CheckpointError
+from mobile_o_export.snapshot import Snapshot
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +48,7 @@ _TOKENIZER_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
 )
+_TASKS = "evaluation"
 _OTHER_FILES = ("generation_config.json", "preprocessor_config.json")
 _LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt", "LICENCE.md")
 
@@ -93,6 +95,7 @@ class Checkpoint:
             {name: file.tensors[name] for name, file in files.items()}
         )
         self._checked: set[str] = set()
+        self._snapshot = Snapshot.of(*self._sources())
 
     @classmethod
     def open(cls, path: Path, lora: Path | None = None) -> Checkpoint:
@@ -182,6 +185,26 @@ class Checkpoint:
         """The tokenizer, generation and preprocessing files that are there."""
         candidates = (self.path / name for name in (*_TOKENIZER_FILES, *_OTHER_FILES))
         return tuple(path for path in candidates if path.is_file())
+
+    def require_unchanged(self) -> None:
+        """Raises CheckpointError if a file of the checkpoint, or of its adapter, changed since it was opened.
+
+        What was computed from it is then of no one checkpoint: its digest is of other bytes than its weights.
+        """
+        self._snapshot.require_unchanged(
+            CheckpointError, "Wait until nothing writes to it, then run the command again."
+        )
+
+    def _sources(self) -> Iterator[Path]:
+        """Every file and folder that something of a bundle is made from."""
+        names = ("config.json", _SINGLE, _INDEX, *_TOKENIZER_FILES, *_OTHER_FILES, *_LICENCE_FILES, _TASKS)
+        yield from (self.path / name for name in names)
+        yield from {file.path for file in self._files.values()}
+        diffusion = Path(self.config.diffusion.source)
+        if diffusion.is_dir():
+            yield from (diffusion / part for part in ("transformer", "vae", "scheduler"))
+        if self.lora is not None:
+            yield from self.lora.files
 
     @property
     def tokenizer_files(self) -> tuple[Path, ...]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mobile_o_export.errors import CheckpointError
+from mobile_o_export.members import require_no_special_file
 
 if TYPE_CHECKING:
     import torch
@@ -130,6 +131,7 @@ class SafetensorsFile:
 
 def _read_header(path: Path) -> dict[str, TensorInfo]:
     """Every tensor that the header of ``path`` lists, checked against the file's size."""
+    require_no_special_file(path, CheckpointError)
     try:
         size_bytes = path.stat().st_size
         with path.open("rb") as file:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import typer
 
+from mobile_o_export.cli import screen
 from mobile_o_export.cli.console import ProgressPrinter
 from mobile_o_export.cli.draw import Guidance, Out, Overwrite, Seed, Steps, require_place, save_picture
 from mobile_o_export.cli.model import CheckpointBeside, TargetNames, open_model
@@ -67,5 +68,5 @@ def compare(
             (text, [cell(column[index], first[index]) for column in drawings.values()])
             for index, text in enumerate(prompt)
         ]
-        save_picture(sheet(list(drawings), rows), out)
-    print(out)
+        save_picture(sheet(list(drawings), rows), out, partial(progress.done, "disk", ""))
+    screen.result(out)

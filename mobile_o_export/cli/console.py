@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self, TextIO
 
 from mobile_o_export.cli.interrupts import require_no_interruption
+from mobile_o_export.legible import legible
 from mobile_o_export.progress import Done
 
 LINE_SECONDS = 2.0
@@ -112,11 +113,11 @@ class ProgressPrinter:
     def _line(self, now: float) -> str:
         name = " ".join(part for part in self._subject if part)
         elapsed = now - self._subject_started
-        line = f"[{now - self._started:6.1f} s] {name}: {self._pending}"
+        # A name out of a file must not move the cursor, nor begin a line.
+        line = f"[{now - self._started:6.1f} s] {legible(name)}: {legible(self._pending)}"
         if elapsed > 0.05:
             line += f" ({elapsed:.1f} s)"
-        # A name out of the user's files must not move the cursor.
-        return "".join(character if character.isprintable() else "?" for character in line)
+        return line
 
     def _write(self, text: str) -> None:
         try:
@@ -156,12 +157,16 @@ def _fitted(line: str, columns: int) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """A plain table: columns two spaces apart, those in ``right`` aligned to the right."""
-    widths = [max(len(str(row[i])) for row in [header, *rows]) for i in range(len(header))]
+    """A plain table: columns two spaces apart, those in ``right`` aligned to the right.
+
+    What a cell holds stays in it: no line end or control character of a name gets out.
+    """
+    shown = [[legible(str(cell)) for cell in row] for row in [header, *rows]]
+    widths = [max(len(row[i]) for row in shown) for i in range(len(header))]
     lines = []
-    for row in [header, ["-" * width for width in widths], *rows]:
+    for row in [shown[0], ["-" * width for width in widths], *shown[1:]]:
         cells = [
-            str(cell).rjust(width) if i in right else str(cell).ljust(width)
+            cell.rjust(width) if i in right else cell.ljust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("  ".join(cells).rstrip())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mobile_o_export.cli import screen
 from mobile_o_export.cli.console import ProgressPrinter, seconds_by_stage
 from mobile_o_export.cli.model import Bundle, CheckpointOption, JsonOutput, TargetName, Truncate, open_model
 from mobile_o_export.cli.paths import expanded
@@ -49,7 +49,7 @@ def describe(
             progress.done("describe", "", _timing(answer))
     if json_output:
         content = {"schema": 1, "task": "describe", "image": str(image), "question": question}
-        print(json.dumps({**content, **_content(model, answer)}, indent=1))
+        screen.result_json({**content, **_content(model, answer)})
 
 
 def chat(
@@ -92,7 +92,7 @@ def chat(
                 progress.done("chat", "", _timing(answer))
                 if json_output:
                     content = {"schema": 1, "task": "chat", "message": line, **_content(model, answer)}
-                    print(json.dumps(content), flush=True)
+                    screen.result_json(content, one_line=True)
 
 
 class Talk:
@@ -159,7 +159,7 @@ def _typed() -> Iterator[str]:
     """Lines from a terminal, with its editing keys."""
     while True:
         # Not by input(), which would write to stdout: there are the answers, for a file perhaps.
-        print("> ", end="", file=sys.stderr, flush=True)
+        screen.prompt("> ")
         try:
             yield input()
         except EOFError:
@@ -173,10 +173,9 @@ def _tell(answer: Answer, progress: ProgressPrinter, json_output: bool) -> None:
             progress("answer", "", f"{len(answer.tokens)} tokens")
         else:
             progress.clear()
-            sys.stdout.write(token.text)
-            sys.stdout.flush()
+            screen.answer(token.text)
     if not json_output:
-        print()
+        screen.result()
 
 
 def _timing(answer: Answer) -> str:

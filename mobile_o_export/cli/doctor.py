@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
 import sys
@@ -14,6 +13,7 @@ import typer
 from mobile_o_export import __version__
 from mobile_o_export.backends.registry import BACKEND_NAMES, backend
 from mobile_o_export.backends.versions import installed, missing
+from mobile_o_export.cli import screen
 from mobile_o_export.cli.console import megabytes, table
 from mobile_o_export.errors import MissingToolError
 from mobile_o_export.targets import load_target, target_names
@@ -50,12 +50,14 @@ def doctor(
                 for probe in probes
             ],
         }
-        print(json.dumps(content, indent=1))
+        screen.result_json(content)
     else:
         core = ", ".join(f"{name} {version}" for name, version in installed(CORE).items())
-        print(f"mobile-o-export {__version__}, Python {platform.python_version()}, {platform.platform()}")
-        print(f"PyTorch side: {core or 'nothing installed'}")
-        print(f"free disk here: {megabytes(free)}\n")
+        screen.result(
+            f"mobile-o-export {__version__}, Python {platform.python_version()}, {platform.platform()}"
+        )
+        screen.result(f"PyTorch side: {core or 'nothing installed'}")
+        screen.result(f"free disk here: {megabytes(free)}\n")
         rows = [
             [
                 probe.backend,
@@ -65,11 +67,11 @@ def doctor(
             ]
             for probe in probes
         ]
-        print(table(["backend", "state", "runs files with", "packages"], rows))
+        screen.result(table(["backend", "state", "runs files with", "packages"], rows))
         targets = ", ".join(f"{name} ({load_target(name).backend})" for name in target_names())
-        print(f"\ntargets: {targets}")
+        screen.result(f"\ntargets: {targets}")
         if sys.platform != "darwin":
-            print(
+            screen.result(
                 "Core ML itself runs on macOS only: here its packages are evaluated by the MIL interpreter."
             )
     problems = [f"{probe.problem}: {probe.remedy}" for probe in probes if probe.problem]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mobile_o_export.atomic import staged_file
+from mobile_o_export.cli import screen
 from mobile_o_export.cli.console import ProgressPrinter, seconds_by_stage
 from mobile_o_export.cli.model import Bundle, CheckpointOption, JsonOutput, TargetName, Truncate, open_model
 from mobile_o_export.cli.paths import expanded, require_output_file, require_replaceable
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from mobile_o_export.pipelines.drawing import Drawing
     from mobile_o_export.pipelines.pipeline import Pipeline
+    from mobile_o_export.progress import Say
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 JPEG_QUALITY = 95
@@ -120,10 +122,10 @@ def _draw(
         progress(task, "", "opening the model")
         with open_model(bundle, target, checkpoint, lambda phrase: progress(task, "", phrase)) as model:
             drawing = drawn(model)
-        save_picture(drawing.picture, out)
+        save_picture(drawing.picture, out, partial(progress.done, "disk", ""))
         progress.done(task, "", seconds_by_stage(drawing.seconds))
     if not json_output:
-        print(out)
+        screen.result(out)
         return
     content = {
         "schema": 1,
@@ -138,7 +140,7 @@ def _draw(
         "seconds": {**drawing.seconds, "total": sum(drawing.seconds.values())},
         "step_seconds": list(drawing.step_seconds),
     }
-    print(json.dumps(content, indent=1))
+    screen.result_json(content)
 
 
 def require_place(out: Path, bundle: Path | None, overwrite: bool) -> None:
@@ -149,7 +151,7 @@ def require_place(out: Path, bundle: Path | None, overwrite: bool) -> None:
     require_replaceable("--out", out, overwrite)
 
 
-def save_picture(picture: Picture, out: Path) -> None:
+def save_picture(picture: Picture, out: Path, say: Say) -> None:
     """Writes the picture in the format that the file's name says."""
-    with staged_file(out) as partial:
-        picture.save(partial, FORMATS[out.suffix.lower()], quality=JPEG_QUALITY)
+    with staged_file(out, say) as place:
+        picture.save(place, FORMATS[out.suffix.lower()], quality=JPEG_QUALITY)

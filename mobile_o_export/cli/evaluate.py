@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mobile_o_export.atomic import staged_folder
+from mobile_o_export.cli import screen
 from mobile_o_export.cli.console import ProgressPrinter, table
 from mobile_o_export.cli.draw import Guidance, Steps
 from mobile_o_export.cli.model import Bundle, CheckpointBeside, TargetNames
@@ -21,6 +22,7 @@ from mobile_o_export.errors import GateError
 if TYPE_CHECKING:
     from mobile_o_export.evaluation.evaluate import Evaluated
     from mobile_o_export.evaluation.score import Difference, Proportion, Scores
+    from mobile_o_export.progress import Say
 
 ROOM_BYTES = 100_000_000
 """Asked of the disk for the pictures; 200 of 512 × 512 pixels are about 60 MB."""
@@ -90,14 +92,14 @@ def evaluate(
             require_outside_bundle("--out", out, bundle)
         request = Request(prompts, questions, judge, limit, seed, steps, guidance)
         opened = None if checkpoint is None else Checkpoint.open(checkpoint)
-        with _folder(out) as folder:
+        with _folder(out, partial(progress.done, "disk", "")) as folder:
             found = evaluate_models(bundle, target or [], opened, request, folder, progress)
     if json_output:
-        print(json.dumps(_json(found), indent=1))
+        screen.result_json(_json(found))
     else:
-        print(_tables(found.scores))
+        screen.result(_tables(found.scores))
         if found.note:
-            print(f"\n{found.note}")
+            screen.result(f"\n{found.note}")
     if worse := [name for name, scores in found.scores.items() if _is_worse(scores)]:
         raise GateError(
             f"{', '.join(worse)}: does worse than PyTorch by more than chance. Do not ship it; "
@@ -106,13 +108,13 @@ def evaluate(
 
 
 @contextmanager
-def _folder(out: Path | None) -> Iterator[Path]:
+def _folder(out: Path | None, say: Say) -> Iterator[Path]:
     """The new folder ``out``, or one that is thrown away."""
     if out is None:
         with TemporaryDirectory(prefix="mobile-o-evaluation-") as place:
             yield Path(place)
     else:
-        with staged_folder(out, ROOM_BYTES) as folder:
+        with staged_folder(out, ROOM_BYTES, say) as folder:
             yield folder
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mobile_o_export.cli import screen
 from mobile_o_export.cli.console import ProgressPrinter, megabytes, table
 from mobile_o_export.cli.inspect import CheckpointPath, Lora
 from mobile_o_export.cli.paths import expanded, expanded_all
@@ -67,7 +68,7 @@ def export(
         except ParityError as error:
             failure = error
     if failure is not None:
-        print(summary(failure.result.rows))
+        screen.result(summary(failure.result.rows))
         raise failure
     rows = [
         [
@@ -80,13 +81,13 @@ def export(
         ]
         for cost in result.costs
     ]
-    print(
+    screen.result(
         table(
             ["target", "component", "size", "lowered in", "peak memory", "verified in"],
             rows,
             right=(2, 3, 4, 5),
         )
     )
-    print()
-    print(summary(result.rows))
-    print(f"\npassed: {len(result.rows)} outputs compared\nbundle: {result.bundle}")
+    screen.result()
+    screen.result(summary(result.rows))
+    screen.result(f"\npassed: {len(result.rows)} outputs compared\nbundle: {result.bundle}")

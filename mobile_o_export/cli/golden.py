@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from mobile_o_export.cli import screen
 from mobile_o_export.cli.console import ProgressPrinter, table
 from mobile_o_export.cli.inspect import CheckpointPath, Lora
 from mobile_o_export.cli.paths import expanded
 from mobile_o_export.errors import GateError
+from mobile_o_export.legible import legible
 
 app = typer.Typer(help="Record what every output is compared with.", no_args_is_help=True)
 
@@ -41,9 +44,10 @@ def record(
         from mobile_o_export.export import GOLDEN_ROOM_BYTES, record_golden
 
         opened = Checkpoint.open(checkpoint, lora)
-        with staged_folder(out, GOLDEN_ROOM_BYTES) as folder:
+        with staged_folder(out, GOLDEN_ROOM_BYTES, partial(progress.done, "disk", "")) as folder:
             record_golden(opened, prompts, folder, progress)
-    print(out)
+            opened.require_unchanged()
+    screen.result(out)
 
 
 Folder = Annotated[Path, typer.Argument(help="A golden's folder.", metavar="DIR", callback=expanded)]
@@ -68,9 +72,9 @@ def compare(
     one, two = Golden.open(recorded), Golden.open(other)
     rows = distances(one, two)
     if same_bytes(one, two):
-        print(f"the same bytes: {len(one.index.tensors)} tensors")
+        screen.result(f"the same bytes: {len(one.index.tensors)} tensors")
         return
-    print(
+    screen.result(
         table(
             ["recorded", "differ", "worst dB"],
             [[row.place, f"{row.differing}/{row.tensors}", f"{row.snr_db:.1f}"] for row in rows],
@@ -78,7 +82,7 @@ def compare(
         )
     )
     if one.index.recorded_with != two.index.recorded_with:
-        print(
+        screen.result(
             f"\nrecorded with {_versions(one.index.recorded_with)}; with {_versions(two.index.recorded_with)}"
         )
     worst = min(rows, key=lambda row: row.snr_db)
@@ -91,4 +95,4 @@ def compare(
 
 
 def _versions(recorded_with: dict[str, str]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in recorded_with.items())
+    return legible(", ".join(f"{name} {version}" for name, version in recorded_with.items()))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from mobile_o_export.cli import screen
 from mobile_o_export.cli.console import ProgressPrinter, megabytes
 from mobile_o_export.cli.paths import expanded
 
@@ -27,5 +29,5 @@ def init_checkpoint(
         def written(name: str, done: int, total: int) -> None:
             progress("init-checkpoint", "", f"{megabytes(done)} of {megabytes(total)}, {name}")
 
-        write(out, size, seed, dtype, written)
-    print(out)
+        write(out, size, seed, dtype, written, partial(progress.done, "disk", ""))
+    screen.result(out)

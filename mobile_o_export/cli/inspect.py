@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from mobile_o_export.cli import screen
 from mobile_o_export.cli.console import ProgressPrinter, megabytes, table
 from mobile_o_export.cli.paths import expanded
+from mobile_o_export.legible import legible
 
 Lora = Annotated[
     Path | None,
@@ -35,7 +36,7 @@ def inspect(
 
         report = inspect_checkpoint(Checkpoint.open(checkpoint, lora))
     if json_output:
-        print(json.dumps(report.to_json(), indent=1))
+        screen.result_json(report.to_json())
         return
     rows = [
         [
@@ -50,11 +51,13 @@ def inspect(
     rows.append(
         ["total", "", f"{report.parameters:,}", megabytes(report.size_bytes), ", ".join(report.dtypes)]
     )
-    print(table(["component", "tensors", "parameters", "size", "dtype"], rows, right=(1, 2, 3)))
-    print()
+    screen.result(table(["component", "tensors", "parameters", "size", "dtype"], rows, right=(1, 2, 3)))
+    screen.result()
     for name, value in report.settings.items():
-        print(f"{name}: {value}")
+        screen.result(f"{legible(name)}: {legible(str(value))}")
     if report.lora is not None:
-        print(f"adapter: {report.lora.path}, rank {report.lora.rank}, alpha {report.lora.alpha:g}")
-    print(f"weights: {'random (init-checkpoint)' if report.random_weights else 'trained'}")
-    print(f"digest: {report.digest}")
+        screen.result(
+            f"adapter: {legible(str(report.lora.path))}, rank {report.lora.rank}, alpha {report.lora.alpha:g}"
+        )
+    screen.result(f"weights: {'random (init-checkpoint)' if report.random_weights else 'trained'}")
+    screen.result(f"digest: {report.digest}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import tempfile
 import traceback
 from io import TextIOWrapper
 from typing import NoReturn
@@ -24,6 +25,7 @@ from mobile_o_export.cli import (
     inspect,
     plan,
     report,
+    screen,
     tune,
     verify,
 )
@@ -67,7 +69,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"mobile-o-export {__version__}")
+        screen.result(f"mobile-o-export {__version__}")
         raise typer.Exit
 
 
@@ -104,6 +106,8 @@ def main() -> NoReturn:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # torch makes this folder when it is imported. Nothing here compiles, so that it would stay there, empty.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", tempfile.gettempdir())
     try:
         with interruptible() as interruption:
             code = _run(interruption)
@@ -134,35 +138,28 @@ def _run(interruption: Interruption) -> int:
 def _told(error: BaseException) -> int:
     """Says what went wrong; the exit code that it means."""
     if isinstance(error, ExportError):
-        _say(f"error: {error}")
+        screen.message(f"error: {error}")
         if error.exit_code == BUG and error.__cause__ is not None:
-            traceback.print_exception(error.__cause__)
+            screen.details("".join(traceback.format_exception(error.__cause__)))
         return error.exit_code
     if isinstance(error, MemoryError):
-        _say(
+        screen.message(
             "error: out of memory. 'mobile-o-export plan' estimates what each component needs; close other "
             "programs, or export fewer components at a time with --component."
         )
         return BAD_INPUT
     if isinstance(error, OSError) and error.errno in _OF_THE_HOST:
         place = f"{error.filename}: " if error.filename else ""
-        _say(f"error: {place}{error.strerror}. Check the path, its permissions and its disk.")
+        screen.message(f"error: {place}{error.strerror}. Check the path, its permissions and its disk.")
         return BAD_INPUT
-    traceback.print_exception(error)
-    _say("error: this is a bug of mobile-o-export; please report it with the traceback above.")
+    screen.details("".join(traceback.format_exception(error)))
+    screen.message("error: this is a bug of mobile-o-export; please report it with the traceback above.")
     return BUG
 
 
 def _interrupted(interruption: Interruption) -> int:
-    _say("interrupted; nothing half-written was left behind")
+    screen.message("interrupted; nothing half-written was left behind")
     return interruption.exit_code
-
-
-def _say(text: str) -> None:
-    try:
-        print(text, file=sys.stderr, flush=True)
-    except OSError:
-        return
 
 
 def _flush(code: int) -> int:
@@ -174,7 +171,7 @@ def _flush(code: int) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             return BROKEN_PIPE
-        _say(f"error: the results could not be written to stdout: {error.strerror}.")
+        screen.message(f"error: the results could not be written to stdout: {error.strerror}.")
         return code or BAD_INPUT
     return code
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from mobile_o_export.cli import screen
 from mobile_o_export.cli.console import ProgressPrinter, megabytes, table
 from mobile_o_export.cli.inspect import CheckpointPath, Lora
 from mobile_o_export.cli.paths import expanded, expanded_all
@@ -94,7 +94,7 @@ def plan(
             }
             for item in items
         ]
-        print(json.dumps({"schema": 1, "rows": rows}, indent=1))
+        screen.result_json({"schema": 1, "rows": rows})
     else:
         lines = []
         for item in items:
@@ -115,11 +115,11 @@ def plan(
                     note or ", ".join(item.graphs),
                 ]
             )
-        print(
+        screen.result(
             table(["target", "component", "precision", "size", "peak memory", "graphs"], lines, right=(3, 4))
         )
         total = sum(item.size_bytes for item in items if item.request is not None)
-        print(f"\nestimated size of all files: {megabytes(total)}")
+        screen.result(f"\nestimated size of all files: {megabytes(total)}")
     if refused := [item for item in items if item.refusal]:
         raise UnsupportedError(
             f"{len(refused)} of {len(items)} cannot be exported, the first: {refused[0].target}, "

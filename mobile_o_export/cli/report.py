@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mobile_o_export.atomic import staged_file
+from mobile_o_export.cli import screen
 from mobile_o_export.cli.console import ProgressPrinter
 from mobile_o_export.cli.paths import expanded, require_output_file, require_replaceable
 
@@ -46,6 +47,6 @@ def report(
             raise DamagedBundleError(bundle, problems)
         progress("report", "", "writing the page")
         text = page(gather(bundle, evaluation))
-        with staged_file(out) as partial:
+        with staged_file(out, lambda phrase: progress.done("disk", "", phrase)) as partial:
             partial.write_text(text, encoding="utf-8")
-    print(out)
+    screen.result(out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mobile_o_export.cli.console import table
+from mobile_o_export.legible import legible, legible_message
 from mobile_o_export.parity.chain import CHAIN
 from mobile_o_export.parity.judge import Row, Status
 
@@ -23,8 +24,10 @@ def summary(rows: Sequence[Row]) -> str:
     text = "\n\n".join(tables)
     bad = [row for row in rows if row.status is not Status.PASSED]
     for row in bad[:SHOWN_FAILURES]:
-        place = " ".join(part for part in (row.function, row.case, row.output) if part)
-        text += f"\n{row.status}: {row.target} {row.component} {place}: {row.reason}"
+        place = " ".join(
+            part for part in (row.target, row.component, row.function, row.case, row.output) if part
+        )
+        text += "\n" + legible_message(f"{row.status}: {legible(place)}: {row.reason}")
     if len(bad) > SHOWN_FAILURES:
         text += f"\n… and {len(bad) - SHOWN_FAILURES} more; --json lists them all"
     return text

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
+from mobile_o_export.cli import screen
 from mobile_o_export.cli.console import ProgressPrinter, megabytes, table
 from mobile_o_export.cli.inspect import CheckpointPath, Lora
 from mobile_o_export.cli.paths import expanded, expanded_name, require_output_file, require_replaceable
@@ -116,7 +118,7 @@ def tune(
                 progress,
             )
         asked = f"--budget {budget}" if budget is not None else f"--min-snr {min_snr:g}"
-        write_outcome(found, chosen.name, asked, out)
+        write_outcome(found, chosen.name, asked, out, partial(progress.done, "disk", ""))
     rows = [
         [
             tuned.component,
@@ -127,8 +129,8 @@ def tune(
         ]
         for tuned in found
     ]
-    print(table(["component", "weights", "predicted dB", "measured dB", "of"], rows, right=(1, 2, 3)))
-    print(f"\n{megabytes(sum(tuned.size_bytes for tuned in found))} in all\nrecipe: {out}")
+    screen.result(table(["component", "weights", "predicted dB", "measured dB", "of"], rows, right=(1, 2, 3)))
+    screen.result(f"\n{megabytes(sum(tuned.size_bytes for tuned in found))} in all\nrecipe: {out}")
 
 
 def size_bytes(text: str) -> int:

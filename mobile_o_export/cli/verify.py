@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mobile_o_export.atomic import staged_file
+from mobile_o_export.cli import screen
 from mobile_o_export.cli.console import ProgressPrinter
 from mobile_o_export.cli.model import TargetNames
 from mobile_o_export.cli.paths import expanded, require_output_file
@@ -96,15 +97,15 @@ def verify(
         except DamagedBundleError as error:
             damaged, rows = error, damage_rows(error)
     if junit is not None:
-        junit.write_text(junit_xml(rows), encoding="utf-8")
+        with staged_file(junit, screen.message) as partial:
+            partial.write_text(junit_xml(rows), encoding="utf-8")
     if json_output:
-        print(json.dumps(report_json(rows), indent=1))
+        screen.result_json(report_json(rows))
     elif damaged is None:
-        print(summary(rows))
+        screen.result(summary(rows))
         checks = sum(is_check(row) for row in rows)
-        print(
-            f"\n{verdict(rows)}: {len(rows) - checks} outputs compared, {checks} checks of files and records"
-        )
+        outputs = len(rows) - checks
+        screen.result(f"\n{verdict(rows)}: {outputs} outputs compared, {checks} checks of files and records")
     if damaged is not None:
         raise damaged
     if verdict(rows) is not Status.PASSED:

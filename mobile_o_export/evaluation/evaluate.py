@@ -24,7 +24,7 @@ from mobile_o_export.evaluation.judge import require_known as require_judgeable
 from mobile_o_export.evaluation.record import RECORD, Evaluation, ModelRun, Settings
 from mobile_o_export.evaluation.run import Protocol, copy_pictures, reusable, run_model
 from mobile_o_export.evaluation.score import Scores, score
-from mobile_o_export.evaluation.tasks import PROMPTS, QUESTIONS, Tasks
+from mobile_o_export.evaluation.tasks import Tasks
 from mobile_o_export.pipelines.pipeline import TORCH, Pipeline
 from mobile_o_export.pipelines.schedule import require_steps
 from mobile_o_export.pipelines.settings import PipelineNumbers
@@ -96,7 +96,7 @@ def evaluate_models(
     if bundle is not None and manifest is not None and (problems := damage(bundle, manifest)):
         raise DamagedBundleError(bundle, problems)
     own = (bundle or Path()) if checkpoint is None else checkpoint.path
-    tasks = _tasks(own / EVALUATION_FOLDER, request)
+    tasks = _tasks(own / EVALUATION_FOLDER, request, of_checkpoint=checkpoint is not None)
     protocol = _protocol(tasks, request, _own_numbers(bundle, checkpoint))
     settings = protocol.settings(_digest(manifest, checkpoint))
     models: dict[str, ModelRun] = {}
@@ -144,17 +144,19 @@ def _digest(manifest: Manifest | None, checkpoint: Checkpoint | None) -> str:
     return checkpoint.digest
 
 
-def _tasks(own: Path, request: Request) -> Tasks:
-    """What ``request`` names, or the tasks in the folder ``own``."""
+def _tasks(own: Path, request: Request, *, of_checkpoint: bool) -> Tasks:
+    """What ``request`` names, or the tasks in the folder ``own``, a bundle's or a checkpoint's."""
     prompts, questions = request.prompts, request.questions
     if prompts is None and questions is None:
-        prompts, questions = (path if path.is_file() else None for path in (own / PROMPTS, own / QUESTIONS))
-        if prompts is None and questions is None:
+        found = Tasks.own(own, links=of_checkpoint)
+        if found is None:
             raise UsageError(
                 "no tasks came with this model. Give --prompts FILE (JSONL: tag, prompt, include, exclude), "
                 "--questions FILE (JSONL: image, question, answer), or both."
             )
-    tasks = Tasks.read(prompts, questions)
+        tasks = found
+    else:
+        tasks = Tasks.read(prompts, questions)
     cut = slice(request.limit)
     return replace(tasks, drawings=tasks.drawings[cut], questions=tasks.questions[cut])
 
@@ -181,15 +183,14 @@ def _own_numbers(bundle: Path | None, checkpoint: Checkpoint | None) -> Pipeline
 
 def _recorded(place: Path, settings: Settings, tasks: Tasks, folder: Path) -> tuple[dict[str, ModelRun], str]:
     """What PyTorch did when the tasks were made, its pictures copied to ``folder``; or why it is not used."""
-    if not (place / RECORD).is_file():
+    if not (place / RECORD).exists():
         return {}, "Nothing of PyTorch's to compare with: give --checkpoint CKPT to run it too."
     run = reusable(Evaluation.read(place), TORCH, settings, tasks)
     if run is None:
         return {}, (
             "PyTorch's recorded run was of other tasks, seeds or steps: give --checkpoint CKPT to run it."
         )
-    copy_pictures(run, place, folder)
-    return {TORCH: run}, ""
+    return {TORCH: copy_pictures(run, TORCH, place, folder)}, ""
 
 
 def _opener(

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Final, Literal, Self
 
 from mobile_o_export.errors import UsageError
-from mobile_o_export.strict import Strict, Versioned, read_json
+from mobile_o_export.members import MemberName, Members, PlainKey
+from mobile_o_export.strict import Strict, Versioned
 
 SCHEMA: Final = 1
 RECORD = "evaluation.json"
@@ -28,13 +29,13 @@ class Drawn(Strict):
     seed: int
     passed: bool | None
     reason: str
-    picture: str
+    picture: MemberName
 
 
 class Answered(Strict):
     """What a model answered to one question; ``exact`` if it is the expected answer."""
 
-    image: str
+    image: MemberName
     question: str
     expected: str
     answer: str
@@ -83,7 +84,7 @@ class Evaluation(Strict):
     schema_version: Literal[1] = SCHEMA
     bundle: str
     settings: Settings
-    models: dict[str, ModelRun]
+    models: dict[PlainKey, ModelRun]
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -92,14 +93,14 @@ class Evaluation(Strict):
         Raises:
             UsageError: there is none, or one of another version.
         """
-        path = folder / RECORD
-        if not path.is_file():
+        members = Members(folder, UsageError)
+        if not members.has(RECORD):
             raise UsageError(
                 f"{folder}: holds no {RECORD}. Give a folder that 'mobile-o-export evaluate --out' wrote."
             )
-        if read_json(path, Versioned, UsageError).schema_version != SCHEMA:
-            raise UsageError(f"{path}: is of another version. Evaluate again.")
-        return read_json(path, cls, UsageError)
+        if members.json(RECORD, Versioned).schema_version != SCHEMA:
+            raise UsageError(f"{folder / RECORD}: is of another version. Evaluate again.")
+        return members.json(RECORD, cls)
 
     def write(self, folder: Path) -> None:
         """Writes it into the existing ``folder``."""

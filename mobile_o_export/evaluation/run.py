@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from mobile_o_export.errors import UsageError
 from mobile_o_export.evaluation.judge import Detector, judge
 from mobile_o_export.evaluation.record import PICTURES, Answered, Drawn, Evaluation, ModelRun, Settings
 from mobile_o_export.evaluation.tasks import DrawingTask, Question, Tasks
+from mobile_o_export.members import MemberName, Members
+from mobile_o_export.pipelines.preprocessing import load_picture
+from mobile_o_export.png import MOST_PIXELS
 from mobile_o_export.progress import Say
 
 if TYPE_CHECKING:
@@ -91,7 +94,7 @@ def _drawn(
     seed = protocol.seed + index
     drawing = model.generate(task.prompt, seed=seed, steps=protocol.steps, guidance=protocol.guidance)
     image = drawing.picture
-    picture = f"{place}/{index:04}.png"
+    picture = MemberName(f"{place}/{index:04}.png")
     image.save(folder / picture, optimize=True)
     passed, reason = None, ""
     if protocol.detector is not None:
@@ -99,8 +102,9 @@ def _drawn(
     return Drawn(tag=task.tag, prompt=task.prompt, seed=seed, passed=passed, reason=reason, picture=picture)
 
 
-def _answered(model: Pipeline, question: Question, images: Path) -> Answered:
-    answer = model.describe(images / question.image, question.question, max_tokens=ANSWER_TOKENS)
+def _answered(model: Pipeline, question: Question, images: Members) -> Answered:
+    picture = load_picture(images.file(question.image), MOST_PIXELS)
+    answer = model.describe(picture, question.question, max_tokens=ANSWER_TOKENS)
     for _ in answer:
         pass
     return Answered(
@@ -133,8 +137,20 @@ def reusable(recorded: Evaluation, name: str, settings: Settings, tasks: Tasks) 
     return cut if asked == found else None
 
 
-def copy_pictures(run: ModelRun, source: Path, folder: Path) -> None:
-    """Copies the run's pictures from beside its record to the same places in ``folder``."""
-    for drawn in run.drawings:
-        (folder / drawn.picture).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / drawn.picture, folder / drawn.picture)
+def copy_pictures(run: ModelRun, name: str, source: Path, folder: Path) -> ModelRun:
+    """The run of the model ``name`` with its pictures copied from beside its record into ``folder``.
+
+    They get the names that they would have if the model had drawn them here, whatever the record calls them.
+
+    Raises:
+        UsageError: one is missing, or not a file of ``source``.
+    """
+    members = Members(source, UsageError, "Get the bundle again.")
+    place = f"{PICTURES}/{name}"
+    (folder / place).mkdir(parents=True, exist_ok=True)
+    drawings = []
+    for index, drawn in enumerate(run.drawings):
+        picture = MemberName(f"{place}/{index:04}.png")
+        (folder / picture).write_bytes(members.read(drawn.picture))
+        drawings.append(drawn.model_copy(update={"picture": picture}))
+    return run.model_copy(update={"drawings": tuple(drawings)})

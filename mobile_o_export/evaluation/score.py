@@ -5,13 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mobile_o_export.errors import UsageError
 from mobile_o_export.evaluation.record import ModelRun
+from mobile_o_export.members import Members
 from mobile_o_export.parity.metrics import Array, psnr_db
+from mobile_o_export.png import opened_png
 from mobile_o_export.strict import Strict
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 Z_95 = 1.959964
 """The normal distribution's 97.5 % quantile."""
@@ -121,8 +127,16 @@ class Scores(Strict):
     psnr: Level | None = None
 
 
-def score(run: ModelRun, folder: Path, reference: ModelRun | None, reference_folder: Path) -> Scores:
+def score(
+    run: ModelRun,
+    folder: Path,
+    reference: ModelRun | None,
+    reference_folder: Path,
+    side: int | None = None,
+) -> Scores:
     """The scores of ``run``, next to ``reference`` if there is one; the folders hold their pictures.
+
+    Pictures have to be ``side`` pixels wide and high, where that is known.
 
     Raises:
         UsageError: a picture is missing, or not of its counterpart's size.
@@ -143,7 +157,8 @@ def score(run: ModelRun, folder: Path, reference: ModelRun | None, reference_fol
     pairs = list(zip(run.drawings, reference.drawings, strict=True))
     judged = [(a.passed, b.passed) for a, b in pairs if a.passed is not None and b.passed is not None]
     same = [a.answer == b.answer for a, b in zip(run.answers, reference.answers, strict=True)]
-    levels = [_psnr_db(reference_folder / b.picture, folder / a.picture) for a, b in pairs]
+    theirs, ours = (Members(place, UsageError, "Evaluate again.") for place in (reference_folder, folder))
+    levels = [psnr_db(*_counterparts(theirs, b.picture, ours, a.picture, side)) for a, b in pairs]
     return scores.model_copy(
         update={
             "drawn_difference": Difference.paired([a for a, _ in judged], [b for _, b in judged]),
@@ -156,22 +171,18 @@ def score(run: ModelRun, folder: Path, reference: ModelRun | None, reference_fol
     )
 
 
-def _psnr_db(golden: Path, actual: Path) -> float:
-    wanted, got = _unit(golden), _unit(actual)
-    if wanted.shape != got.shape:
-        raise UsageError(
-            f"{actual}: is {got.shape[1]} × {got.shape[0]} pixels, and {golden} is {wanted.shape[1]} × "
-            f"{wanted.shape[0]}. Evaluate again."
-        )
-    return psnr_db(wanted, got)
+def _counterparts(
+    theirs: Members, golden: str, ours: Members, actual: str, side: int | None
+) -> tuple[Array, Array]:
+    """The pixels of two pictures in 0..1, float32 [Y, X, 3]; nothing is decoded unless their sizes agree."""
+    with opened_png(theirs, golden, side) as (wanted, _), opened_png(ours, actual, side) as (got, _):
+        if wanted.size != got.size:
+            raise UsageError(
+                f"{ours.folder / actual}: is {got.width} × {got.height} pixels, and "
+                f"{theirs.folder / golden} is {wanted.width} × {wanted.height}. Evaluate again."
+            )
+        return _unit(wanted), _unit(got)
 
 
-def _unit(path: Path) -> Array:
-    """A picture's pixels in 0..1, float32 [Y, X, 3]."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path, formats=("PNG",)) as picture:
-            return np.asarray(picture.convert("RGB"), np.float32) / np.float32(255)
-    except (OSError, UnidentifiedImageError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}). Evaluate again.") from error
+def _unit(picture: Picture) -> Array:
+    return np.asarray(picture.convert("RGB"), np.float32) / np.float32(255)

@@ -14,10 +14,16 @@ from pathlib import Path
 from pydantic import ConfigDict, Field
 
 from mobile_o_export.errors import UsageError
+from mobile_o_export.members import MemberName, Members
 from mobile_o_export.strict import ModelT, Strict, check
 
 PROMPTS = "prompts.jsonl"
 QUESTIONS = "questions.jsonl"
+
+_REMEDY = "Correct the tasks, or get them again."
+
+_File = tuple[Path, bytes]
+"""What a file of tasks is called in messages, and what it holds."""
 
 
 class Wanted(Strict):
@@ -48,9 +54,9 @@ class DrawingTask(Strict):
 
 
 class Question(Strict):
-    """A line of ``questions.jsonl``; ``image`` is a path relative to the file."""
+    """A line of ``questions.jsonl``; ``image`` is the name of a file below the folder of this one."""
 
-    image: str
+    image: MemberName
     question: str = Field(min_length=1)
     answer: str = Field(min_length=1)
 
@@ -60,42 +66,67 @@ class Tasks:
     """What is asked, and where its pictures lie.
 
     Attributes:
-        images: the folder that ``Question.image`` starts from.
+        images: the files that ``Question.image`` names.
         digest: over every prompt, question and picture, hex SHA-256.
     """
 
     drawings: tuple[DrawingTask, ...]
     questions: tuple[Question, ...]
-    images: Path
+    images: Members
     digest: str
 
     @classmethod
     def read(cls, prompts: Path | None, questions: Path | None) -> Tasks:
-        """The tasks in the two files; either may be left out.
+        """The tasks in two files of the user's; either may be left out.
 
         Raises:
             UsageError: a file or picture is missing, or a line is not what it should be.
         """
-        drawings = () if prompts is None else tuple(_lines(prompts, DrawingTask))
-        asked = () if questions is None else tuple(_lines(questions, Question))
-        images = Path() if questions is None else questions.parent
+        images = Members(Path() if questions is None else questions.parent, UsageError, _REMEDY, links=True)
+        return cls._of(_named(prompts), _named(questions), images)
+
+    @classmethod
+    def own(cls, folder: Path, *, links: bool) -> Tasks | None:
+        """The tasks that came with a model, in ``folder``; None where there are none.
+
+        ``links``: whether the files may be links, as in Hugging Face's cache of checkpoints.
+
+        Raises:
+            UsageError: as :meth:`read`.
+        """
+        members = Members(folder, UsageError, _REMEDY, links=links)
+        prompts, questions = (
+            (folder / name, members.read(name)) if members.has(name) else None
+            for name in (PROMPTS, QUESTIONS)
+        )
+        if prompts is None and questions is None:
+            return None
+        return cls._of(prompts, questions, members)
+
+    @classmethod
+    def _of(cls, prompts: _File | None, questions: _File | None, images: Members) -> Tasks:
+        drawings = () if prompts is None else tuple(_lines(*prompts, DrawingTask))
+        asked = () if questions is None else tuple(_lines(*questions, Question))
         content = sha256()
         for file in (prompts, questions):
-            content.update((b"" if file is None else file.read_bytes()) + b"\0")
+            content.update((b"" if file is None else file[1]) + b"\0")
         for name in dict.fromkeys(question.image for question in asked):
-            path = images / name
-            if not path.is_file():
-                raise UsageError(f"{questions}: names the picture {name!r}, and there is no {path}.")
-            content.update(sha256(path.read_bytes()).digest())
+            content.update(sha256(images.read(name)).digest())
         return cls(drawings, asked, images, content.hexdigest())
 
 
-def _lines(path: Path, model: type[ModelT]) -> Iterator[ModelT]:
-    """Each line of the JSONL file ``path`` as a ``model``."""
+def _named(path: Path | None) -> _File | None:
+    """A file that the user named, which may be anything that can be read."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        return None if path is None else (path, path.read_bytes())
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}. Check the path.") from error
+
+
+def _lines(path: Path, content: bytes, model: type[ModelT]) -> Iterator[ModelT]:
+    """Each line of the JSONL file ``path`` as a ``model``."""
+    try:
+        lines = content.decode().splitlines()
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: is not UTF-8 text. Give a JSONL file.") from error
     empty = True

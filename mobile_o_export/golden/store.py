@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -14,8 +13,9 @@ from pydantic import Field
 from mobile_o_export.components.base import FunctionSpec
 from mobile_o_export.errors import GoldenError
 from mobile_o_export.golden.encoding import Encoding, Stored, decode, encode, key_of
+from mobile_o_export.members import Members
 from mobile_o_export.parity.metrics import Array
-from mobile_o_export.strict import Strict, Versioned, read_json
+from mobile_o_export.strict import Strict, Versioned
 
 INDEX = "golden.json"
 TENSORS = "tensors.safetensors"
@@ -140,27 +140,27 @@ class Golden:
         Raises:
             GoldenError: it is missing, damaged, or of another schema version.
         """
+        members = _members(path)
         if (path / "golden" / INDEX).is_file():
             raise GoldenError(f"{path}: is a bundle. Give the golden in it, {path / 'golden'}.")
-        if not (path / INDEX).is_file():
+        if not members.has(INDEX):
             raise GoldenError(
                 f"{path}: no golden here ({INDEX} is missing). Make one with 'mobile-o-export golden record'."
             )
-        version = read_json(path / INDEX, Versioned, GoldenError).schema_version
+        version = members.json(INDEX, Versioned).schema_version
         if version != SCHEMA:
             raise GoldenError(
                 f"{path}: golden schema {version}, and this version reads {SCHEMA}. Record it again."
             )
-        index = read_json(path / INDEX, GoldenIndex, GoldenError)
-        file = path / TENSORS
-        if not file.is_file() or sha256(file.read_bytes()).hexdigest() != index.sha256:
-            raise GoldenError(f"{file}: missing or changed. Record the golden again.")
+        index = members.json(INDEX, GoldenIndex)
+        if not members.has(TENSORS) or sha256(members.read(TENSORS)).hexdigest() != index.sha256:
+            raise GoldenError(f"{path / TENSORS}: missing or changed. Record the golden again.")
         return cls(path, index)
 
     def copy_into(self, folder: Path) -> None:
         """Copies this golden, and nothing else that lies beside it, into the existing, empty ``folder``."""
         for name in (INDEX, TENSORS):
-            shutil.copyfile(self.path / name, folder / name)
+            (folder / name).write_bytes(_members(self.path).read(name))
 
     def functions(self, component: str) -> tuple[FunctionSpec, ...]:
         """The contracts of ``component``."""
@@ -177,7 +177,7 @@ class Golden:
         stored = self.index.tensors.get(key)
         if stored is not None and stored.encoding is Encoding.ZEROS:
             return decode(stored, None)
-        with safe_open(self.path / TENSORS, framework="numpy") as file:
+        with safe_open(_members(self.path).file(TENSORS), framework="numpy") as file:
             if stored is None or key not in file.keys():  # noqa: SIM118 - it is no mapping
                 raise GoldenError(
                     f"{self.path}: a case names the tensor {key!r}, which is not there. Record it again."
@@ -216,6 +216,11 @@ class Golden:
         if name not in self.index.components:
             raise GoldenError(f"{self.path}: holds nothing of {name}. Record the golden again.")
         return self.index.components[name]
+
+
+def _members(path: Path) -> Members:
+    """Its files; in a folder of the user's own they may be links, and a bundle's were looked at before."""
+    return Members(path, GoldenError, "Record the golden again.", links=True)
 
 
 class Recorder:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 from xml.etree import ElementTree
 
+from mobile_o_export.legible import legible_lines
 from mobile_o_export.parity.judge import Row, Status, verdict
 
 SCHEMA = 1
@@ -69,6 +70,6 @@ def junit_xml(rows: Sequence[Row]) -> str:
                 ElementTree.SubElement(case, "skipped", message=row.reason)
     for element in root.iter():
         for key, value in element.attrib.items():
-            element.set(key, _UNWRITABLE.sub("?", value))
+            element.set(key, _UNWRITABLE.sub("?", legible_lines(value)))
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"

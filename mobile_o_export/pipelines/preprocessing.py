@@ -31,8 +31,12 @@ _UNSCALED = ("I", "F")
 """32-bit greyscale: nothing says which value is white."""
 
 
-def load_picture(path: Path) -> Picture:
+def load_picture(path: Path, most_pixels: int | None = None) -> Picture:
     """The picture in ``path`` as :func:`as_rgb` has it.
+
+    Args:
+        path: the file.
+        most_pixels: width times height, for a picture that the user did not choose.
 
     Raises:
         UsageError: there is no such file, it is no picture, or it is too large or too elongated to be scaled.
@@ -41,6 +45,11 @@ def load_picture(path: Path) -> Picture:
 
     try:
         with quiet_vendor(), Image.open(path, formats=FORMATS) as opened:
+            if most_pixels is not None and opened.width * opened.height > most_pixels:
+                raise UsageError(
+                    f"{path}: is {opened.width} × {opened.height} pixels, more than "
+                    f"{most_pixels / 1e6:.0f} million. Scale the picture down first."
+                )
             return as_rgb(opened, str(path))
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such image file.") from error

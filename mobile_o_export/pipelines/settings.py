@@ -10,9 +10,10 @@ from typing import Any, Self
 
 from mobile_o_export.digests import json_digest
 from mobile_o_export.errors import BundleError
+from mobile_o_export.members import Members
 from mobile_o_export.pipelines.prompts import Templates
 from mobile_o_export.pipelines.schedule import Schedule, SchedulerConfig, Step
-from mobile_o_export.strict import Strict, read_json
+from mobile_o_export.strict import Strict
 
 DEFAULT_STEPS = 20
 DEFAULT_GUIDANCE = 1.2
@@ -101,11 +102,12 @@ class Settings:
         Raises:
             BundleError: a file is missing or not of this version.
         """
+        members = Members(folder, BundleError)
         return cls(
-            numbers=read_json(folder / NUMBERS, PipelineNumbers, BundleError),
-            preprocessing=read_json(folder / PREPROCESSING, Preprocessing, BundleError),
-            templates=read_json(folder / TEMPLATES, Templates, BundleError),
-            scheduler=read_json(folder / SCHEDULER, SchedulerNumbers, BundleError),
+            numbers=members.json(NUMBERS, PipelineNumbers),
+            preprocessing=members.json(PREPROCESSING, Preprocessing),
+            templates=members.json(TEMPLATES, Templates),
+            scheduler=members.json(SCHEDULER, SchedulerNumbers),
         )
 
     def write(self, folder: Path) -> None:

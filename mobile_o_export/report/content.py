@@ -17,13 +17,14 @@ from mobile_o_export.bundle.manifest import (
 from mobile_o_export.bundle.outcomes import Outcome, Outcomes
 from mobile_o_export.bundle.verdicts import ParityReport
 from mobile_o_export.errors import BundleError
+from mobile_o_export.members import Members
 from mobile_o_export.parity.chain import CHAIN
 from mobile_o_export.parity.judge import Row
 from mobile_o_export.pipelines.pipeline import TORCH
 from mobile_o_export.pipelines.prompts import Task
 from mobile_o_export.report.evaluated import EvaluationContent
 from mobile_o_export.report.pictures import Picture
-from mobile_o_export.strict import read_json
+from mobile_o_export.tensors import Role
 
 
 @dataclass(frozen=True)
@@ -102,34 +103,54 @@ def gather(folder: Path, evaluation: Path | None) -> ReportContent:
         UsageError: the evaluation is missing, damaged, or of another bundle.
     """
     manifest, digest = read_manifest(folder), manifest_digest(folder)
-    report = read_json(folder / PARITY_REPORT, ParityReport, BundleError)
-    notice = folder / LICENCE_NOTICE
+    members = Members(folder, BundleError)
+    report = members.json(PARITY_REPORT, ParityReport)
+    drawn = _side(manifest, "vae_decoder")
+    notice = members.read(LICENCE_NOTICE).decode(errors="replace") if members.has(LICENCE_NOTICE) else None
     evaluated = None
     if evaluation is not None:
-        tasks = folder / EVALUATION_FOLDER
-        evaluated = EvaluationContent.read(evaluation, tasks, manifest.checkpoint.digest, digest)
+        held = members.has(EVALUATION_FOLDER)
+        tasks = members.tree(EVALUATION_FOLDER) if held else folder / EVALUATION_FOLDER
+        evaluated = EvaluationContent.read(evaluation, tasks, manifest.checkpoint.digest, digest, drawn)
     return ReportContent(
         manifest=manifest,
         manifest_digest=digest,
         rows=report.rows,
-        chains=_chains(folder, Outcomes.read(folder)),
+        chains=_chains(members, Outcomes.read(folder), _side(manifest, "vision_encoder"), drawn),
         evaluation=evaluated,
-        licence=notice.read_text(encoding="utf-8", errors="replace") if notice.is_file() else None,
+        licence=notice,
     )
 
 
-def _chains(folder: Path, record: Outcomes) -> tuple[Chain, ...]:
+def _side(manifest: Manifest, component: str) -> int | None:
+    """How many pixels wide and high the pictures of a ``component`` are; None where it is not in the bundle.
+
+    A picture is [1, 3, Y, X], of the inputs or outputs of the one function of its component.
+    """
+    specs = [
+        spec
+        for function in manifest.functions.get(component, ())
+        for spec in (*function.inputs, *function.outputs)
+    ]
+    sides = [spec.shape[-1] for spec in specs if spec.role is Role.IMAGE]
+    return next((side for side in sides if isinstance(side, int)), None)
+
+
+def _chains(
+    members: Members, record: Outcomes, given_side: int | None, side: int | None
+) -> tuple[Chain, ...]:
+    """Every chain with its pictures, those given and those drawn of the sizes that the model has for them."""
     chains = []
     for task, case in dict.fromkeys((outcome.task, outcome.case) for outcome in record.outcomes):
         own = [outcome for outcome in record.outcomes if (outcome.task, outcome.case) == (task, case)]
-        results = {outcome.target: _result(folder, outcome) for outcome in own}
+        results = {outcome.target: _result(members, outcome, side) for outcome in own}
         given = next((outcome.given for outcome in own if outcome.given is not None), None)
         chains.append(
             Chain(
                 task=task,
                 case=case,
                 prompt=own[0].prompt,
-                given=None if given is None else Picture.read(folder, given, BundleError),
+                given=None if given is None else Picture.read(members, given, given_side),
                 reference=results.pop(TORCH, None),
                 results=results,
             )
@@ -137,6 +158,6 @@ def _chains(folder: Path, record: Outcomes) -> tuple[Chain, ...]:
     return tuple(chains)
 
 
-def _result(folder: Path, outcome: Outcome) -> Result:
+def _result(members: Members, outcome: Outcome, side: int | None) -> Result:
     name = outcome.picture
-    return Result(None if name is None else Picture.read(folder, name, BundleError), outcome.answer)
+    return Result(None if name is None else Picture.read(members, name, side), outcome.answer)

@@ -10,8 +10,10 @@ from typing import Self
 from mobile_o_export.errors import UsageError
 from mobile_o_export.evaluation.record import Answered, Drawn, Evaluation, ModelRun, Settings
 from mobile_o_export.evaluation.score import Scores, score
-from mobile_o_export.evaluation.tasks import PROMPTS, QUESTIONS, Tasks
+from mobile_o_export.evaluation.tasks import Tasks
+from mobile_o_export.members import Members
 from mobile_o_export.pipelines.pipeline import TORCH
+from mobile_o_export.png import MOST_PIXELS
 from mobile_o_export.report.pictures import Picture
 
 MOST_EXAMPLES = 8
@@ -64,12 +66,13 @@ class EvaluationContent:
     questions_left_out: int
 
     @classmethod
-    def read(cls, folder: Path, tasks: Path, checkpoint: str, bundle: str) -> Self:
+    def read(cls, folder: Path, tasks: Path, checkpoint: str, bundle: str, side: int | None) -> Self:
         """The evaluation in ``folder`` of the bundle whose manifest has the digest ``bundle``.
 
         PyTorch's alone, which is of no bundle, has to be of the weights with the digest ``checkpoint``.
 
         Questions' pictures are taken from the folder ``tasks`` if those are the tasks that were given.
+        Drawings have to be of ``side`` × ``side`` pixels, if that is known.
 
         Raises:
             UsageError: it is missing, damaged, empty or of other weights.
@@ -91,11 +94,12 @@ class EvaluationContent:
         _require_same_tasks(folder, runs)
         remarkable = _remarkable(runs)
         images = _images(tasks, record.settings.tasks)
+        members = Members(folder, UsageError)
         return cls(
             settings=record.settings,
             runs=runs,
-            scores={name: score(run, folder, runs.get(TORCH), folder) for name, run in runs.items()},
-            examples=tuple(_example(folder, runs, index) for index in _exemplary(list(runs.values()))),
+            scores={name: score(run, folder, runs.get(TORCH), folder, side) for name, run in runs.items()},
+            examples=tuple(_example(members, side, runs, index) for index in _exemplary(list(runs.values()))),
             questions=tuple(_question(images, runs, index) for index in remarkable[:MOST_QUESTIONS]),
             questions_left_out=max(0, len(remarkable) - MOST_QUESTIONS),
         )
@@ -113,13 +117,10 @@ def _require_same_tasks(folder: Path, runs: Mapping[str, ModelRun]) -> None:
         raise UsageError(f"{folder}: its models were given different tasks. Evaluate again.")
 
 
-def _images(tasks: Path, digest: str) -> Path | None:
-    """Where the questions' pictures lie; None if ``tasks`` is missing or not what was asked."""
-    files = [path if path.is_file() else None for path in (tasks / PROMPTS, tasks / QUESTIONS)]
-    if files == [None, None]:
-        return None
-    found = Tasks.read(*files)
-    return found.images if found.digest == digest else None
+def _images(tasks: Path, digest: str) -> Members | None:
+    """The questions' pictures; None if ``tasks`` is missing or not what was asked."""
+    found = Tasks.own(tasks, links=False)
+    return found.images if found is not None and found.digest == digest else None
 
 
 def _exemplary(runs: Sequence[ModelRun]) -> list[int]:
@@ -139,20 +140,20 @@ def _remarkable(runs: Mapping[str, ModelRun]) -> list[int]:
     return list(dict.fromkeys([*differing, *wrong]))
 
 
-def _example(folder: Path, runs: Mapping[str, ModelRun], index: int) -> Example:
+def _example(members: Members, side: int | None, runs: Mapping[str, ModelRun], index: int) -> Example:
     drawn = {name: run.drawings[index] for name, run in runs.items()}
     return Example(
         {
-            name: (own, Picture.read(folder, own.picture, UsageError).within(EXAMPLE_SIDE))
+            name: (own, Picture.read(members, own.picture, side).within(EXAMPLE_SIDE))
             for name, own in drawn.items()
         }
     )
 
 
-def _question(images: Path | None, runs: Mapping[str, ModelRun], index: int) -> AskedQuestion:
+def _question(images: Members | None, runs: Mapping[str, ModelRun], index: int) -> AskedQuestion:
     answers = {name: run.answers[index] for name, run in runs.items()}
     image = next(iter(answers.values())).image
     picture = None
     if images is not None and image.lower().endswith(".png"):
-        picture = Picture.read(images, image, UsageError).within(EXAMPLE_SIDE)
+        picture = Picture.read(images, image, most_pixels=MOST_PIXELS).within(EXAMPLE_SIDE)
     return AskedQuestion(answers, picture)

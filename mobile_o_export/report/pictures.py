@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 from typing import Self
 
 import numpy as np
 
-from mobile_o_export.errors import ExportError
+from mobile_o_export.members import Members
 from mobile_o_export.parity.metrics import Array
+from mobile_o_export.png import MOST_DRAWN_PIXELS, opened_png
 
 LEVELS = 255
 """The largest value of a pixel."""
@@ -31,20 +31,16 @@ class Picture:
     height: int
 
     @classmethod
-    def read(cls, folder: Path, name: str, failure: type[ExportError]) -> Self:
-        """The PNG file ``name`` below ``folder``; everything wrong with it is a ``failure``."""
-        from PIL import Image
+    def read(
+        cls, members: Members, name: str, side: int | None = None, most_pixels: int = MOST_DRAWN_PIXELS
+    ) -> Self:
+        """The PNG file ``name``; everything wrong with it is a failure of ``members``.
 
-        path = folder / name
-        if PurePosixPath(name).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
-            raise failure(f"{folder}: names a picture outside of it, {name!r}. Get the folder again.")
-        try:
-            content = path.read_bytes()
-            with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
-                picture.load()
-                return cls(content, picture.width, picture.height)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise failure(f"{path}: cannot be read ({error}). Get the folder again.") from error
+        It has to be ``side`` × ``side`` pixels, or of no more than ``most_pixels``.
+        """
+        with opened_png(members, name, side, most_pixels) as (picture, content):
+            picture.load()
+            return cls(content, picture.width, picture.height)
 
     @classmethod
     def of(cls, pixels: Array) -> Self:

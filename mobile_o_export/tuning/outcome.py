@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mobile_o_export.atomic import staged_file
 from mobile_o_export.precision import Precision
+from mobile_o_export.progress import Say, silent
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -85,7 +86,7 @@ def outcome_paths(recipe: Path) -> tuple[Path, Path, Path]:
     return recipe, recipe.with_suffix(".json"), recipe.with_suffix(".png")
 
 
-def write_outcome(found: Sequence[Tuned], target: str, goal: str, out: Path) -> None:
+def write_outcome(found: Sequence[Tuned], target: str, goal: str, out: Path, say: Say = silent) -> None:
     """The recipe at ``out``, the JSON and the chart beside it; each whole or not at all, the recipe last.
 
     Args:
@@ -93,13 +94,14 @@ def write_outcome(found: Sequence[Tuned], target: str, goal: str, out: Path) -> 
         target: whom it was measured for, a name.
         goal: what was asked, as a reader of the recipe may ask it again.
         out: ends in ``.toml``.
+        say: told what of a killed run's was removed.
     """
     recipe, numbers, picture = outcome_paths(out)
-    with staged_file(picture) as partial:
+    with staged_file(picture, say) as partial:
         chart(found).save(partial, format="png", optimize=True)
-    with staged_file(numbers) as partial:
+    with staged_file(numbers, say) as partial:
         partial.write_text(json.dumps(outcome_json(found), indent=1) + "\n", encoding="utf-8")
-    with staged_file(recipe) as partial:
+    with staged_file(recipe, say) as partial:
         partial.write_text(recipe_toml(found, target, goal), encoding="utf-8")
 
 

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from report_harness import every_row, manifest, write_bundle, write_chains, write_evaluation, write_outcomes
+from PIL.PngImagePlugin import PngImageFile
+from report_harness import (
+    FUNCTIONS,
+    every_row,
+    manifest,
+    write_bundle,
+    write_chains,
+    write_evaluation,
+    write_outcomes,
+)
 
 from mobile_o_export.bundle.manifest import manifest_digest
 from mobile_o_export.bundle.outcomes import Outcome
+from mobile_o_export.components.base import FunctionSpec
 from mobile_o_export.errors import BundleError, UsageError
 from mobile_o_export.evaluation.record import Evaluation
 from mobile_o_export.report.answers import Parted
 from mobile_o_export.report.content import gather
 from mobile_o_export.report.quantities import decibels, percent, points, size
+from mobile_o_export.tensors import DType, Role, TensorSpec
 
 
 @pytest.fixture
@@ -24,7 +36,9 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def drawn(picture: str) -> Outcome:
-    return Outcome(target="phone", task="generate", case="cube", prompt="a cube", picture=picture)
+    """A record that says ``picture``, whatever that is."""
+    outcome = Outcome(target="phone", task="generate", case="cube", prompt="a cube")
+    return outcome.model_copy(update={"picture": picture})
 
 
 @pytest.mark.parametrize(
@@ -51,19 +65,65 @@ def test_a_missing_parity_report_is_refused(bundle: Path) -> None:
         gather(bundle, None)
 
 
-@pytest.mark.parametrize("name", ["../secret.png", "chains/../../secret.png", "link/secret.png"])
-def test_a_picture_outside_of_the_bundle_is_refused(bundle: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("../secret.png", "leads out of it"),
+        ("chains/../../secret.png", "leads out of it"),
+        ("/etc/secret.png", "is absolute"),
+        ("link/secret.png", "link/secret.png: is a link"),
+        ("secret.png", "secret.png: is a link"),
+        ("pipe.png", "pipe.png: is not a regular file"),
+        ("folder", "folder: is a folder"),
+    ],
+)
+def test_a_picture_that_is_no_file_of_the_bundle_is_refused(bundle: Path, name: str, said: str) -> None:
     Image.new("RGB", (4, 4)).save(bundle.parent / "secret.png")
     (bundle / "link").symlink_to(bundle.parent)
+    (bundle / "secret.png").symlink_to(bundle.parent / "secret.png")
+    (bundle / "folder").mkdir()
+    os.mkfifo(bundle / "pipe.png")
     write_outcomes(bundle, [drawn(name)])
-    with pytest.raises(BundleError, match="outside of it"):
+    with pytest.raises(BundleError, match=said):
         gather(bundle, None)
 
 
-def test_an_absolute_picture_is_refused(bundle: Path) -> None:
-    write_outcomes(bundle, [drawn(str(bundle / "chains" / "phone.png"))])
-    with pytest.raises(BundleError, match="outside of it"):
+@pytest.fixture
+def undecoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding fails: a picture that is refused was refused by its header."""
+
+    def fail(_: object) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(PngImageFile, "load", fail)
+
+
+@pytest.mark.parametrize(("key", "side"), [("picture", 4096), ("picture", 15), ("given", 31)])
+def test_a_picture_of_another_size_than_the_model_s_is_not_decoded(
+    tmp_path: Path, key: str, side: int, undecoded: None
+) -> None:
+    functions = {**FUNCTIONS, "vae_decoder": (image("decode", 16),), "vision_encoder": (image("encode", 32),)}
+    bundle = write_bundle(tmp_path / "bundle", manifest(functions=functions), every_row())
+    (bundle / "chains").mkdir()
+    Image.new("1", (side, side)).save(bundle / "chains" / "a.png")
+    write_outcomes(bundle, [drawn("chains/a.png").model_copy(update={"picture": None, key: "chains/a.png"})])
+    expected = 32 if key == "given" else 16
+    with pytest.raises(BundleError, match=rf"a\.png: is {side} × {side} pixels, not {expected} × {expected}"):
         gather(bundle, None)
+
+
+def test_a_drawing_of_an_unknown_size_is_bounded(bundle: Path, undecoded: None) -> None:
+    (bundle / "chains").mkdir()
+    Image.new("1", (13_000, 13_000)).save(bundle / "chains" / "a.png")
+    write_outcomes(bundle, [drawn("chains/a.png")])
+    with pytest.raises(BundleError, match="is 13000 × 13000 pixels, more than 4 million"):
+        gather(bundle, None)
+
+
+def image(name: str, side: int) -> FunctionSpec:
+    """A function that takes and gives a picture."""
+    spec = TensorSpec("image", (1, 3, side, side), DType.FLOAT32, "B C Y X", Role.IMAGE)
+    return FunctionSpec(name, (spec,), (spec,))
 
 
 def test_a_missing_or_broken_picture_is_refused(bundle: Path) -> None:
@@ -76,7 +136,7 @@ def test_a_missing_or_broken_picture_is_refused(bundle: Path) -> None:
     with pytest.raises(BundleError, match=r"phone\.png: cannot be read"):
         gather(bundle, None)
     path.unlink()
-    with pytest.raises(BundleError, match=r"phone\.png: cannot be read"):
+    with pytest.raises(BundleError, match=r"phone\.png: is missing"):
         gather(bundle, None)
 
 

@@ -17,6 +17,7 @@ from mobile_o_export.backends.coreml.rewrites import spell_out_tanh_gelu
 from mobile_o_export.compression.check import check_weights
 from mobile_o_export.compression.compress import compress_module, round_inputs
 from mobile_o_export.compression.recognise import Recogniser
+from mobile_o_export.members import MemberName
 from mobile_o_export.precision import Precision
 from mobile_o_export.progress import Say
 from mobile_o_export.quiet import captured
@@ -88,4 +89,6 @@ def write_package(
         convert.describe(package, {entries[spec.name]: spec for spec in specs}, component)
     progress("reading the weights back")
     rows = check_weights(compressed, encoder.stored(package, component), component)
-    return Artifact(tuple(GraphFile(spec, package.name, entries[spec.name]) for spec in specs), rows)
+    return Artifact(
+        tuple(GraphFile(spec, MemberName(package.name), entries[spec.name]) for spec in specs), rows
+    )

@@ -13,6 +13,7 @@ from mobile_o_export.backends import versions
 from mobile_o_export.backends.base import Artifact, Backend, Executor, GraphFile, LowerRequest, Probe
 from mobile_o_export.components.base import CacheStyle, GraphOptions
 from mobile_o_export.errors import ConfigError, ExportError, MissingToolError
+from mobile_o_export.members import MemberName
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.precision import Activations, Floats, Integer, Precision
 from mobile_o_export.progress import Say
@@ -138,7 +139,7 @@ class LiteRTBackend(Backend):
         progress("reading the weights back")
         with captured(f"{what} (reading back)"):
             rows = check_weights(weights.compressed, encoder.stored(path), component.name)
-        return Artifact(tuple(GraphFile(spec, path.name, spec.name) for spec in specs), rows)
+        return Artifact(tuple(GraphFile(spec, MemberName(path.name), spec.name) for spec in specs), rows)
 
     def constants(self, artifact: Artifact, folder: Path, component: str) -> Iterator[tuple[str, Array]]:
         """Buffers as LiteRT restores them."""
@@ -182,7 +183,8 @@ class LiteRTExecutor(Executor):
         version = versions.installed([RUNTIME_PACKAGE])[RUNTIME_PACKAGE]
         self.runtime = f"{RUNTIME_PACKAGE} {version} (XNNPACK)"
         with captured(f"{component}: loading {path.name}"):
-            self._interpreter: Any = Interpreter(str(path), num_threads=os.cpu_count())
+            # As bytes: it takes no text of a path that is not UTF-8.
+            self._interpreter: Any = Interpreter(os.fsencode(path), num_threads=os.cpu_count())
         self._entries = entries
         self._runners: dict[str, Any] = {}
 

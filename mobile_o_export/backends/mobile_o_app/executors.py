@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mobile_o_export.backends.base import Executor
 from mobile_o_export.backends.mobile_o_app.language import PROJECTOR, THEIRS
-from mobile_o_export.backends.mobile_o_app.mlx import CONFIG_FILE, WEIGHTS_FILE, read_weights
+from mobile_o_export.backends.mobile_o_app.mlx import CONFIG_FILE, WEIGHTS_FILE, read_config, read_weights
 from mobile_o_export.backends.mobile_o_app.packages import PROJECTOR as PROJECTOR_GRAPH
 from mobile_o_export.errors import GateError, MissingToolError
 from mobile_o_export.parity.metrics import Array
@@ -43,7 +42,7 @@ class LanguageExecutor(Executor):
 
         from mobile_o_export.components import building
 
-        config = json.loads((folder / CONFIG_FILE).read_text())
+        config = read_config(folder)
         weights = _tensors(folder, THEIRS)
         if config["tie_word_embeddings"]:
             weights["lm_head.weight"] = weights["model.embed_tokens.weight"]

@@ -20,6 +20,7 @@ from mobile_o_export.backends.mobile_o_app.mlx import (
 )
 from mobile_o_export.backends.mobile_o_app.tokenizer import write_tokenizer
 from mobile_o_export.compression.half import within_half
+from mobile_o_export.members import MemberName
 from mobile_o_export.precision import Affine, Precision
 from mobile_o_export.progress import Say
 from mobile_o_export.tensors import Role
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 LANGUAGE = "llm"
 """The component, and the folder."""
 
-FILE = f"{LANGUAGE}/{WEIGHTS_FILE}"
+FILE = MemberName(f"{LANGUAGE}/{WEIGHTS_FILE}")
 """Where its weights are, and the projector's."""
 
 OURS, THEIRS = "qwen.", "language_model."

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mobile_o_export.compression.affine import Affines
 from mobile_o_export.errors import GateError
+from mobile_o_export.members import Members
 
 if TYPE_CHECKING:
     from mobile_o_export.compression.compress import Compressed
@@ -68,6 +69,22 @@ def write_weights(folder: Path, tensors: Mapping[str, Array]) -> None:
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=4) + "\n")
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration in ``folder``.
+
+    Raises:
+        GateError: it is missing or damaged.
+    """
+    text = Members(folder, GateError).text(CONFIG_FILE)
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise GateError(f"{folder / CONFIG_FILE}: not valid JSON: {error}. Get the folder again.") from error
+    if not isinstance(config, dict):
+        raise GateError(f"{folder / CONFIG_FILE}: holds no JSON object. Get the folder again.")
+    return config
+
+
 def read_weights(folder: Path, prefix: str = "") -> Iterator[tuple[str, Array]]:
     """The layers' tensors, float16, by the names after ``prefix``; quantised ones restored as MLX does.
 
@@ -76,9 +93,9 @@ def read_weights(folder: Path, prefix: str = "") -> Iterator[tuple[str, Array]]:
     """
     from safetensors import safe_open
 
-    quantization = json.loads((folder / CONFIG_FILE).read_text()).get("quantization")
+    quantization = read_config(folder).get("quantization")
     bits = None if quantization is None else int(quantization["bits"])
-    with safe_open(folder / WEIGHTS_FILE, framework="numpy") as file:
+    with safe_open(Members(folder, GateError).file(WEIGHTS_FILE), framework="numpy") as file:
         names = {name for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
         for name in sorted(names):
             layer = name.removesuffix(WEIGHT)

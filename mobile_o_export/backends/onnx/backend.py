@@ -17,6 +17,7 @@ from mobile_o_export.backends.onnx.encode import BLOCKS_OPSET, Encoder
 from mobile_o_export.backends.onnx.tensorrt import TENSORRT_OPSET
 from mobile_o_export.components.base import CacheStyle, GraphOptions
 from mobile_o_export.errors import ConfigError, LoweringError, MissingToolError
+from mobile_o_export.members import MemberName
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.precision import Activations, Integer, Precision
 from mobile_o_export.progress import Say
@@ -131,7 +132,7 @@ class OnnxBackend(Backend):
                     f"{what}: {spec.name} uses {', '.join(unknown)}, which "
                     "TensorRT's parser lacks; rewrite the module so that it lowers to other operators."
                 )
-            files.append(GraphFile(spec, path.name, ""))
+            files.append(GraphFile(spec, MemberName(path.name), ""))
         del module
         weights.require_all(component.name)
         progress("reading the weights back")
@@ -175,8 +176,17 @@ class OnnxBackend(Backend):
 
 
 def _files(artifact: Artifact, folder: Path) -> dict[str, Path]:
-    """The file of each graph."""
-    return {graph.spec.name: folder / graph.file for graph in artifact.graphs}
+    """The file of each graph.
+
+    Raises:
+        ExportError: one takes its weights from elsewhere.
+    """
+    from mobile_o_export.backends.onnx.external import require_own_data
+
+    files = {graph.spec.name: folder / graph.file for graph in artifact.graphs}
+    for path in set(files.values()):
+        require_own_data(path)
+    return files
 
 
 def _lacks(precision: Precision, recipe: Recipe, settings: OnnxOptions) -> str:
@@ -215,6 +225,12 @@ class OnnxExecutor(Executor):
                 f"{component}: .onnx files need ONNX Runtime; pip install onnxruntime"
             ) from error
         self._onnxruntime: Any = onnxruntime
+        for path in files.values():
+            if os.fsencode(path).decode(errors="replace") != str(path):
+                raise MissingToolError(
+                    f"{component}: ONNX Runtime takes no path that is not UTF-8, and {path} is none; move "
+                    "the bundle to another folder"
+                )
         self.runtime = f"onnxruntime {onnxruntime.__version__} (CPU)"
         self._files = files
         self._sessions: dict[str, Any] = {}

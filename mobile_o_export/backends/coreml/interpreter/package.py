@@ -10,7 +10,10 @@ from mobile_o_export.backends.coreml.interpreter.description import require_desc
 from mobile_o_export.backends.coreml.interpreter.errors import DamagedPackageError
 from mobile_o_export.backends.coreml.interpreter.program import MilProgram, program_from_proto
 from mobile_o_export.backends.coreml.interpreter.weights import WeightStore
+from mobile_o_export.members import MemberName, Members
 from mobile_o_export.quiet import quiet_vendor
+
+_REMEDY = "Export it again."
 
 
 def load_mlpackage(path: Path) -> MilProgram:
@@ -37,22 +40,20 @@ def load_mlpackage(path: Path) -> MilProgram:
 
 def root_model_path(path: Path) -> Path:
     """The ``.mlmodel`` that ``Manifest.json`` of the package names as root model."""
+    members = Members(path, DamagedPackageError, _REMEDY)
     manifest_path = path / "Manifest.json"
+    if not members.has(manifest_path.name):
+        raise DamagedPackageError(f"{path} is no .mlpackage: {manifest_path} is missing")
+    content = members.read(manifest_path.name)
     try:
-        manifest = json.loads(manifest_path.read_text("utf-8"))
+        manifest = json.loads(content)
         root = manifest["rootModelIdentifier"]
-        relative = manifest["itemInfoEntries"][root]["path"]
-    except FileNotFoundError as error:
-        raise DamagedPackageError(f"{path} is no .mlpackage: {manifest_path} is missing") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        relative = MemberName(manifest["itemInfoEntries"][root]["path"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedPackageError(f"{manifest_path} does not name a root model: {error!r}") from error
-    data = (path / "Data").resolve()
-    model_path = (data / str(relative)).resolve()
-    if not model_path.is_relative_to(data):
-        raise DamagedPackageError(f"{manifest_path} points outside of the package: {relative}")
-    if not model_path.is_file():
+    if not members.has(f"Data/{relative}"):
         raise DamagedPackageError(f"{path} lacks its root model {relative}; export it again")
-    return model_path
+    return members.file(f"Data/{relative}")
 
 
 def _parse(model_path: Path) -> Any:
@@ -61,7 +62,7 @@ def _parse(model_path: Path) -> Any:
         from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     model = Model_pb2.Model()
     try:
-        model.ParseFromString(model_path.read_bytes())
-    except (DecodeError, OSError) as error:
+        model.ParseFromString(Members(model_path.parent, DamagedPackageError, _REMEDY).read(model_path.name))
+    except DecodeError as error:
         raise DamagedPackageError(f"{model_path} is no Core ML specification: {error}") from error
     return model

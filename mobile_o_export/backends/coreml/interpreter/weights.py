@@ -19,6 +19,7 @@ from mobile_o_export.backends.coreml.interpreter.tensor_type import (
     TensorType,
     type_from_proto,
 )
+from mobile_o_export.members import Members
 
 if TYPE_CHECKING:
     import torch
@@ -130,14 +131,11 @@ class WeightStore:
         if name not in self._files:
             if not name.startswith(_MODEL_PATH):
                 raise DamagedPackageError(f"{self._package}: weight file {name!r} is not below {_MODEL_PATH}")
-            path = (self._model_folder / name.removeprefix(_MODEL_PATH)).resolve()
-            if not path.is_relative_to(self._model_folder.resolve()):
-                raise DamagedPackageError(
-                    f"{self._package}: weight file {name!r} lies outside of the package"
-                )
-            if not path.is_file():
+            members = Members(self._model_folder, DamagedPackageError, "Export it again.")
+            inner = name.removeprefix(_MODEL_PATH)
+            if not members.has(inner):
                 raise DamagedPackageError(f"{self._package} lacks its weight file {name}; export it again")
-            self._files[name] = WeightFile(path)
+            self._files[name] = WeightFile(members.file(inner))
         return self._files[name]
 
 
