@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mobile_o_export.errors import CheckpointError
+from mobile_o_export.strict import parse_json
 
 BUILT_IN_DIFFUSION: Mapping[str, str] = {
     "Efficient-Large-Model/Sana_600M_512px_diffusers": "sana-600m-512",
@@ -247,12 +247,12 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: there is no such file, or it holds no JSON object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_bytes(), infinities=True)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{path}: no such file. Give a complete checkpoint folder, or copy the file into it."
         ) from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path}: cannot be read as JSON ({error}). Copy or download it again."
         ) from error

@@ -5,7 +5,6 @@ A task folder holds ``prompts.jsonl``, ``questions.jsonl``, or both; pictures ar
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -14,7 +13,7 @@ from pathlib import Path
 from pydantic import ConfigDict, Field
 
 from mobile_o_export.errors import UsageError
-from mobile_o_export.strict import ModelT, Strict, check
+from mobile_o_export.strict import ModelT, Strict, check, parse_json
 
 PROMPTS = "prompts.jsonl"
 QUESTIONS = "questions.jsonl"
@@ -93,7 +92,8 @@ class Tasks:
 def _lines(path: Path, model: type[ModelT]) -> Iterator[ModelT]:
     """Each line of the JSONL file ``path`` as a ``model``."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(), which also breaks a line at characters that JSON allows in a text, such as U+2028.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}. Check the path.") from error
     except UnicodeDecodeError as error:
@@ -105,8 +105,8 @@ def _lines(path: Path, model: type[ModelT]) -> Iterator[ModelT]:
         empty = False
         where = f"{path}, line {number}"
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            value = parse_json(line)
+        except ValueError as error:
             raise UsageError(f"{where}: is not JSON: {error}. Give one JSON object a line.") from error
         yield check(value, model, where, UsageError)
     if empty:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from mobile_o_export.backends.coreml.interpreter.errors import DamagedPackageErr
 from mobile_o_export.backends.coreml.interpreter.program import MilProgram, program_from_proto
 from mobile_o_export.backends.coreml.interpreter.weights import WeightStore
 from mobile_o_export.quiet import quiet_vendor
+from mobile_o_export.strict import parse_json
 
 
 def load_mlpackage(path: Path) -> MilProgram:
@@ -39,7 +39,7 @@ def root_model_path(path: Path) -> Path:
     """The ``.mlmodel`` that ``Manifest.json`` of the package names as root model."""
     manifest_path = path / "Manifest.json"
     try:
-        manifest = json.loads(manifest_path.read_text("utf-8"))
+        manifest = parse_json(manifest_path.read_bytes())
         root = manifest["rootModelIdentifier"]
         relative = manifest["itemInfoEntries"][root]["path"]
     except FileNotFoundError as error:
