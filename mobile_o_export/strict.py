@@ -8,9 +8,9 @@ import math
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mobile_o_export.errors import ConfigError, ExportError
 
@@ -39,6 +39,9 @@ _IN_OUR_WORDS = {
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+"""A number that can be compared with others."""
+
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """``" Did you mean 'x'?"``, or nothing where no known word is near."""
@@ -58,8 +61,8 @@ MOST_WIDTH = 2**24
 """Of a tensor's axis, in any configuration: a hundred times the largest vocabulary. It keeps absurd values
 away from what allocates or loops."""
 
-MOST_LAYERS = 1024
-"""Of a network, in any configuration."""
+MOST_LAYERS = 256
+"""Of a network, in any configuration: twice those of the largest language models."""
 
 
 def parse_json(text: str | bytes, *, infinities: bool = False) -> Any:

@@ -19,6 +19,10 @@ PROMPTS = "prompts.jsonl"
 QUESTIONS = "questions.jsonl"
 
 
+MOST_OBJECTS = 1000
+"""In one picture."""
+
+
 class Wanted(Strict):
     """Objects that a drawing should show, or should not: an entry of GenEval's ``include`` or ``exclude``.
 
@@ -32,7 +36,7 @@ class Wanted(Strict):
     model_config = ConfigDict(populate_by_name=True)
 
     name: str = Field(alias="class")
-    count: int = Field(default=1, ge=1)
+    count: int = Field(default=1, ge=1, le=MOST_OBJECTS)
     color: str | None = None
     position: tuple[str, int] | None = None
 

@@ -26,7 +26,7 @@ from mobile_o_export.pipelines.pipeline import TORCH
 from mobile_o_export.pipelines.prompts import Task
 from mobile_o_export.report.evaluated import EvaluationContent
 from mobile_o_export.report.pictures import Picture
-from mobile_o_export.strict import Strict, read_json
+from mobile_o_export.strict import Finite, Strict, read_json
 
 
 class Drift(Strict):
@@ -35,7 +35,7 @@ class Drift(Strict):
     target: str
     task: str
     case: str
-    snr_db: tuple[float | None, ...]
+    snr_db: tuple[Finite | None, ...]
 
 
 class ParityReport(Strict):
