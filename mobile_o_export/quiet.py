@@ -32,11 +32,16 @@ def quiet_vendor() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def captured(what: str) -> Iterator[None]:
+def captured(what: str, failure: type[ExportError] = LoweringError) -> Iterator[None]:
     """Runs a vendor's code with both output streams captured, native code's included.
 
+    Args:
+        what: is done.
+        failure: what a failure means: of a converter that it is broken, of a runtime that its file is.
+
     Raises:
-        LoweringError: the code failed; the message is ``what`` with the error and the log's end.
+        ExportError: of the kind ``failure``: the code failed; the message is ``what`` with the error and the
+            log's end.
     """
     with tempfile.TemporaryFile() as log:
         try:
@@ -49,7 +54,7 @@ def captured(what: str) -> Iterator[None]:
                 raise
             log.seek(0)
             lines = log.read().decode(errors="replace").splitlines()[-TAIL_LINES:]
-            raise LoweringError(
+            raise failure(
                 "\n".join(
                     [
                         f"{what} failed: {type(error).__name__}: {str(error).strip()}",

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from report_harness import (
     DIGEST,
+    FUNCTIONS,
     Page,
     changed,
     drawing,
@@ -360,7 +361,9 @@ def test_many_tensors_of_one_kind_are_one_line(tmp_path: Path) -> None:
         ("past.{0…5}.key", 6),
         ("past.{0…5}.value", 6),
     ]
-    graph = GraphFile(GraphSpec("decode", ("decode",), (single, *caches), (single,)), "m.onnx", "")
+    [function] = FUNCTIONS["mcp"]
+    spec = GraphSpec("one", (function.name,), (*function.inputs, single, *caches), function.outputs)
+    graph = GraphFile(spec, "m.onnx", "")
     parts = dict(target("phone", Precision.FP16).components)
     parts["mcp"] = parts["mcp"].model_copy(update={"graphs": (graph,)})
     found = manifest(targets={"phone": target("phone", Precision.FP16, components=parts)})

@@ -12,7 +12,7 @@ import numpy as np
 from mobile_o_export.backends import versions
 from mobile_o_export.backends.base import Artifact, Backend, Executor, GraphFile, LowerRequest, Probe
 from mobile_o_export.components.base import CacheStyle, GraphOptions
-from mobile_o_export.errors import ConfigError, ExportError, MissingToolError
+from mobile_o_export.errors import ConfigError, ExportError, GateError, MissingToolError
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.precision import Activations, Floats, Integer, Precision
 from mobile_o_export.progress import Say
@@ -158,13 +158,13 @@ class LiteRTExecutor(Executor):
             ) from error
         version = versions.installed([RUNTIME_PACKAGE])[RUNTIME_PACKAGE]
         self.runtime = f"{RUNTIME_PACKAGE} {version} (XNNPACK)"
-        with captured(f"{component}: loading {path.name}"):
+        with captured(f"{component}: loading {path.name}", GateError):
             self._interpreter: Any = Interpreter(str(path), num_threads=os.cpu_count())
             self._runners: dict[str, Any] = {}
 
     def run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs of one signature."""
-        with captured(f"running signature {graph}"):
+        with captured(f"running signature {graph}", GateError):
             if graph not in self._runners:
                 self._runners[graph] = self._interpreter.get_signature_runner(graph)
             outputs: dict[str, Array] = self._runners[graph](**inputs)
