@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mobile_o_export.checkpoint import Checkpoint
     from mobile_o_export.compression.activations import Statistics
     from mobile_o_export.compression.recipe import Recipe
-    from mobile_o_export.targets import Sequence
+    from mobile_o_export.targets import Sequence as Lengths
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class LowerRequest:
     target: str
     component: Component
     recipe: Recipe
-    sequence: Sequence
+    sequence: Lengths
     options: Mapping[str, Any]
     statistics: Statistics = field(default_factory=dict)
     absent: frozenset[str] = frozenset()
@@ -109,6 +109,12 @@ class Executor(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def several_files(graphs: Sequence[GraphFile]) -> str:
+    """Why ``graphs``, all of which have to be in one file, cannot be opened; else an empty string."""
+    files = sorted({graph.file for graph in graphs})
+    return "" if len(files) == 1 else f"its graphs lie in {len(files)} files, and have to be in one"
 
 
 class Backend(Protocol):
@@ -181,6 +187,11 @@ class Backend(Protocol):
             ExportError: they contradict themselves.
         """
         ...
+
+    def layout_problem(self, component: str, graphs: Sequence[GraphFile]) -> str:
+        """Why the ``graphs`` of ``component`` cannot be opened as they lie, or an empty string."""
+        del component
+        return several_files(graphs)
 
     def open(self, artifact: Artifact, folder: Path, component: str) -> Executor:
         """An executor over the files; raises MissingToolError where this host has no runtime."""

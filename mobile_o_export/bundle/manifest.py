@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from mobile_o_export.backends.base import GraphFile
+from mobile_o_export.bundle.consistent import require_functions, require_target
 from mobile_o_export.components.base import FunctionSpec
 from mobile_o_export.compression.recipe import Recipe
 from mobile_o_export.errors import BundleError, GateError, UsageError
@@ -154,6 +155,13 @@ class Manifest(Strict):
     targets: dict[PlainKey, TargetEntry]
     calibration: tuple[str, ...] = ()
     files: dict[MemberKey, FileEntry]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        require_functions(self.functions)
+        for name, entry in self.targets.items():
+            require_target(name, entry, self.functions)
+        return self
 
 
 def json_schema() -> str:

@@ -12,7 +12,7 @@ from mobile_o_export.bundle.manifest import PARITY_REPORT, Manifest
 from mobile_o_export.digests import json_digest
 from mobile_o_export.parity.judge import Row, Status, verdict
 from mobile_o_export.parity.report import drift, report_json
-from mobile_o_export.strict import Strict
+from mobile_o_export.strict import Finite, Strict
 
 SCHEMA: Final = 1
 
@@ -23,7 +23,7 @@ class Drift(Strict):
     target: str
     task: str
     case: str
-    snr_db: tuple[float | None, ...]
+    snr_db: tuple[Finite | None, ...]
 
 
 class ParityReport(Strict):

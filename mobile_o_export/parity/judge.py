@@ -7,10 +7,11 @@ from enum import StrEnum
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from mobile_o_export.parity.gates import Gate
 from mobile_o_export.parity.metrics import Array, measure
-from mobile_o_export.strict import Strict
+from mobile_o_export.strict import MOST_WIDTH, Finite, Strict
 from mobile_o_export.tensors import Role, TensorSpec
 
 NO_RUNTIME = "none"
@@ -43,15 +44,15 @@ class Row(Strict):
     output: str
     runtime: str
     status: Status
-    snr_db: float | None = None
-    max_abs: float | None = None
-    cosine: float | None = None
-    psnr_db: float | None = None
-    ssim: float | None = None
-    step: int | None = None
-    identical_tokens: int | None = None
-    tied_tokens: int | None = None
-    recorded_db: float | None = None
+    snr_db: Finite | None = None
+    max_abs: Finite | None = None
+    cosine: Finite | None = None
+    psnr_db: Finite | None = None
+    ssim: Finite | None = None
+    step: int | None = Field(default=None, ge=1, le=MOST_WIDTH)
+    identical_tokens: int | None = Field(default=None, ge=0, le=MOST_WIDTH)
+    tied_tokens: int | None = Field(default=None, ge=0, le=MOST_WIDTH)
+    recorded_db: Finite | None = None
     gate: str = ""
     reason: str = ""
 

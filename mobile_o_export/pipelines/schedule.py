@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mobile_o_export.errors import ConfigError, UsageError
 from mobile_o_export.parity.metrics import Array
-from mobile_o_export.strict import Strict
+from mobile_o_export.strict import Finite, Strict
 
 _EXACT = Context(prec=40)
 """More than twice the digits of a double; ``ln`` and ``exp`` are rounded correctly."""
@@ -35,7 +35,8 @@ MOST_STEPS = 250
 class SchedulerConfig(BaseModel):
     """What of ``scheduler_config.json`` decides the numbers; diffusers' defaults where it is silent.
 
-    The literals are the one form that three multiply-adds a step can express.
+    The literals are the one form that three multiply-adds a step can express. Beyond the bounds the first
+    noise level is 1 in float32, where λ is infinite.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
@@ -45,8 +46,8 @@ class SchedulerConfig(BaseModel):
     )
     prediction_type: Literal["flow_prediction"]
     use_flow_sigmas: Literal[True]
-    flow_shift: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    num_train_timesteps: int = Field(default=1000, ge=1000)
+    flow_shift: float = Field(default=1.0, ge=0.01, le=100)
+    num_train_timesteps: int = Field(default=1000, ge=1000, le=100_000)
     algorithm_type: Literal["dpmsolver++"] = "dpmsolver++"
     solver_type: Literal["midpoint"] = "midpoint"
     solver_order: Literal[1, 2] = 2
@@ -87,11 +88,11 @@ class Step(Strict):
         denoised_before: coefficient of the step before's; 0 where the step is of first order.
     """
 
-    timestep: float
-    sigma: float
-    sample: float
-    denoised_now: float
-    denoised_before: float
+    timestep: float = Field(ge=0, le=100_000)
+    sigma: float = Field(gt=0, lt=1)
+    sample: Finite
+    denoised_now: Finite
+    denoised_before: Finite
 
 
 class Schedule:

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from mobile_o_export.backends.contents import Contents, Interface, Port
 from mobile_o_export.backends.coreml.interpreter import Interpreter, Rounding, load_mlpackage
+from mobile_o_export.backends.coreml.interpreter.errors import DamagedPackageError
 from mobile_o_export.backends.coreml.interpreter.package import root_model_path
 from mobile_o_export.backends.coreml.interpreter.weights import BlobSource, Constant
 from mobile_o_export.digests import array_digest
+from mobile_o_export.members import Members
+from mobile_o_export.strict import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -100,8 +103,9 @@ def _code(package: Path) -> str:
     from coremltools.proto import Model_pb2
 
     model = Model_pb2.Model()
-    model.ParseFromString(root_model_path(package).read_bytes())
-    manifest: dict[str, Any] = json.loads((package / MANIFEST).read_text("utf-8"))
+    place = root_model_path(package)
+    model.ParseFromString(Members(place.parent, DamagedPackageError).read(place.name))
+    manifest: dict[str, Any] = parse_json(Members(package, DamagedPackageError).read(MANIFEST))
     root = manifest.get("rootModelIdentifier")
     # Identifiers are random in packages that others wrote; which entry is the root is what they say.
     entries = sorted(

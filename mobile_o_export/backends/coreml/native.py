@@ -9,7 +9,7 @@ from typing import Any
 
 from mobile_o_export.backends import versions
 from mobile_o_export.backends.base import Executor
-from mobile_o_export.errors import MissingToolError
+from mobile_o_export.errors import GateError, MissingToolError
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.quiet import captured
 
@@ -43,7 +43,7 @@ class CoreMLExecutor(Executor):
         """Outputs of one function."""
         import coremltools as ct
 
-        with captured(f"{self._component}: Core ML running {graph}"):
+        with captured(f"{self._component}: Core ML running {graph}", GateError):
             if graph not in self._models:
                 # A package of one function is loaded without naming it.
                 name = self._entries[graph] if len(self._entries) > 1 else None

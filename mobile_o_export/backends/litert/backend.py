@@ -12,7 +12,7 @@ import numpy as np
 from mobile_o_export.backends import versions
 from mobile_o_export.backends.base import Artifact, Backend, Executor, GraphFile, LowerRequest, Probe
 from mobile_o_export.components.base import CacheStyle, GraphOptions
-from mobile_o_export.errors import ConfigError, ExportError, MissingToolError
+from mobile_o_export.errors import ConfigError, ExportError, GateError, MissingToolError
 from mobile_o_export.members import MemberName
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.precision import Activations, Floats, Integer, Precision
@@ -182,7 +182,7 @@ class LiteRTExecutor(Executor):
             ) from error
         version = versions.installed([RUNTIME_PACKAGE])[RUNTIME_PACKAGE]
         self.runtime = f"{RUNTIME_PACKAGE} {version} (XNNPACK)"
-        with captured(f"{component}: loading {path.name}"):
+        with captured(f"{component}: loading {path.name}", GateError):
             # As bytes: it takes no text of a path that is not UTF-8.
             self._interpreter: Any = Interpreter(os.fsencode(path), num_threads=os.cpu_count())
         self._entries = entries
@@ -191,7 +191,7 @@ class LiteRTExecutor(Executor):
     def run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs of one signature."""
         entry = self._entries[graph]
-        with captured(f"running signature {entry}"):
+        with captured(f"running signature {entry}", GateError):
             if graph not in self._runners:
                 self._runners[graph] = self._interpreter.get_signature_runner(entry)
             outputs: dict[str, Array] = self._runners[graph](**inputs)

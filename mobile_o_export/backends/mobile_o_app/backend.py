@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mobile_o_export.backends import versions
-from mobile_o_export.backends.base import Artifact, Backend, Executor, GraphFile, LowerRequest, Probe
+from mobile_o_export.backends.base import (
+    Artifact,
+    Backend,
+    Executor,
+    GraphFile,
+    LowerRequest,
+    Probe,
+    several_files,
+)
 from mobile_o_export.backends.coreml.backend import BACKEND as COREML
 from mobile_o_export.backends.coreml.backend import open_package, package_constants, read_package
 from mobile_o_export.backends.mobile_o_app import language, packages
@@ -16,7 +24,7 @@ from mobile_o_export.errors import ConfigError
 from mobile_o_export.precision import Affine, Precision
 from mobile_o_export.progress import Say
 from mobile_o_export.strict import Strict, check
-from mobile_o_export.tensors import DType, Role
+from mobile_o_export.tensors import DType, Role, TensorSpec
 
 if TYPE_CHECKING:
     from mobile_o_export.backends.contents import Contents
@@ -113,6 +121,17 @@ class MobileOAppBackend(Backend):
             return language_contents(folder / language.LANGUAGE)
         return read_package(_packaged(artifact), folder, component)
 
+    def layout_problem(self, component: str, graphs: Sequence[GraphFile]) -> str:
+        """``llm/`` holds the llm, and of the vision encoder what takes its features on; else one package."""
+        package = [graph for graph in graphs if graph.file != language.FILE]
+        if component != language.LANGUAGE:
+            return several_files(package)
+        if package:
+            return f"its graphs have to be in {language.FILE}"
+        states = _hidden_states(graphs)
+        fixed = len(states) == 1 and len(states[0].shape) > 1 and isinstance(states[0].shape[1], int)
+        return "" if fixed else "its graphs have to give a fixed number of hidden states, once"
+
     def open(self, artifact: Artifact, folder: Path, component: str) -> Executor:
         """Packages as Core ML's; ``llm/`` by PyTorch on the weights that MLX would restore."""
         from mobile_o_export.backends.mobile_o_app.executors import LanguageExecutor, VisionExecutor
@@ -129,10 +148,16 @@ def _packaged(artifact: Artifact) -> list[GraphFile]:
     return [graph for graph in artifact.graphs if graph.file != language.FILE]
 
 
+def _hidden_states(graphs: Sequence[GraphFile]) -> list[TensorSpec]:
+    """The outputs that are hidden states."""
+    outputs = (tensor for graph in graphs for tensor in graph.spec.outputs)
+    return [tensor for tensor in outputs if tensor.role is Role.HIDDEN_STATES]
+
+
 def _conditioning_layers(graphs: Sequence[GraphFile]) -> int:
     """How many hidden states the llm's graph gives."""
-    outputs = (tensor for graph in graphs for tensor in graph.spec.outputs)
-    (layers,) = (tensor.shape[1] for tensor in outputs if tensor.role is Role.HIDDEN_STATES)
+    (states,) = _hidden_states(graphs)
+    layers = states.shape[1]
     assert isinstance(layers, int)
     return layers
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from hashlib import sha256
 from pathlib import Path
 
 from mobile_o_export.backends.contents import Contents
-from mobile_o_export.backends.mobile_o_app.mlx import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, read_weights
+from mobile_o_export.backends.mobile_o_app.configuration import CONFIG_FILE
+from mobile_o_export.backends.mobile_o_app.mlx import INDEX_FILE, WEIGHTS_FILE, read_weights
 from mobile_o_export.digests import array_digest, json_digest
+from mobile_o_export.errors import GateError
+from mobile_o_export.members import Members, entries
+from mobile_o_export.strict import parse_json
 
 JSON_FILES = (CONFIG_FILE, INDEX_FILE)
 
@@ -20,12 +23,13 @@ def language_contents(folder: Path) -> Contents:
         GateError: a layer's tensors do not fit together.
     """
     constants = {name: array_digest(values) for name, values in read_weights(folder)}
-    programs = {WEIGHTS_FILE: _layout(folder / WEIGHTS_FILE)}
-    for path in sorted(folder.iterdir()):
-        if path.name in JSON_FILES:
-            programs[path.name] = json_digest(json.loads(path.read_text("utf-8")))
-        elif path.name != WEIGHTS_FILE:
-            programs[path.name] = sha256(path.read_bytes()).hexdigest()
+    members = Members(folder, GateError)
+    programs = {WEIGHTS_FILE: _layout(members.file(WEIGHTS_FILE))}
+    for name, _ in entries(folder):
+        if name in JSON_FILES:
+            programs[name] = json_digest(parse_json(members.read(name)))
+        elif name != WEIGHTS_FILE:
+            programs[name] = sha256(members.read(name)).hexdigest()
     return Contents(constants, programs)
 
 

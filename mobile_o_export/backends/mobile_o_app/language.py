@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mobile_o_export.backends.base import Artifact, GraphFile, LowerRequest
+from mobile_o_export.backends.mobile_o_app.configuration import CONFIG_FILE
 from mobile_o_export.backends.mobile_o_app.mlx import (
-    CONFIG_FILE,
     WEIGHTS_FILE,
     quantized_tensors,
     read_weights,

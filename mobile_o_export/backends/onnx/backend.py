@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -16,7 +16,7 @@ from mobile_o_export.backends.onnx import nbits
 from mobile_o_export.backends.onnx.encode import BLOCKS_OPSET, Encoder
 from mobile_o_export.backends.onnx.tensorrt import TENSORRT_OPSET
 from mobile_o_export.components.base import CacheStyle, GraphOptions
-from mobile_o_export.errors import ConfigError, LoweringError, MissingToolError
+from mobile_o_export.errors import ConfigError, GateError, LoweringError, MissingToolError
 from mobile_o_export.members import MemberName
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.precision import Activations, Integer, Precision
@@ -170,6 +170,11 @@ class OnnxBackend(Backend):
         with captured(f"reading the .onnx files of {component}"):
             return graph_contents(_files(artifact, folder))
 
+    def layout_problem(self, component: str, graphs: Sequence[GraphFile]) -> str:
+        """Nothing: each graph is a file of its own."""
+        del component, graphs
+        return ""
+
     def open(self, artifact: Artifact, folder: Path, component: str) -> OnnxExecutor:
         """ONNX Runtime over the files."""
         return OnnxExecutor(_files(artifact, folder), component)
@@ -237,7 +242,7 @@ class OnnxExecutor(Executor):
 
     def run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs of one graph."""
-        with captured(f"running {graph}.onnx"):
+        with captured(f"running {graph}.onnx", GateError):
             if graph not in self._sessions:
                 settings = self._onnxruntime.SessionOptions()
                 settings.log_severity_level = 3
