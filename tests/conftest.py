@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file, save_file
+from shared_exports import SharedExports
 
 # Before anything imports a vendor's package: no hub, no banners.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -18,8 +19,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from mobile_o_export.checkpoint import Checkpoint
-from mobile_o_export.export import ExportResult, export_bundle, record_golden
+from mobile_o_export.export import ExportResult
 from mobile_o_export.golden import Golden
+from mobile_o_export.resources import shipped
 from mobile_o_export.targets import load_targets
 
 # A shell starts what it puts in the background with Ctrl-C ignored, and so would be what tests interrupt.
@@ -28,6 +30,25 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 DATA = Path(__file__).parent / "data"
 EXPORTED = ["coreml-ane", "litert-cpu", "tensorrt-orin"]
+CAMPAIGN = [*EXPORTED, "onnx-cpu", "mobile-o-app"]
+
+SMALL_PROMPTS = """
+[[generate]]
+name = "short"
+prompt = "a house"
+steps = 1
+
+[[generate]]
+name = "long"
+prompt = "{long}"
+steps = 1
+
+[[describe]]
+name = "what"
+image = "{images}/still-life.png"
+question = "What?"
+tokens = 2
+"""
 
 
 @pytest.fixture(scope="session")
@@ -55,28 +76,44 @@ def tied_checkpoint(reference_folder: Path, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="session")
-def reference_golden(reference_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Golden:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> SharedExports:
+    """What any process of the session has exported, for all of them."""
+    own = tmp_path_factory.getbasetemp()
+    return SharedExports((own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared")
+
+
+@pytest.fixture(scope="session")
+def reference_golden(reference_checkpoint: Checkpoint, shared: SharedExports) -> Golden:
     """The fixture checkpoint's golden on the shipped prompts."""
-    folder = tmp_path_factory.mktemp("golden")
-    record_golden(reference_checkpoint, None, folder, lambda *_: None)
-    return Golden.open(folder)
+    return shared.golden(reference_checkpoint)
 
 
 @pytest.fixture(scope="session")
 def exported(
-    reference_checkpoint: Checkpoint, reference_golden: Golden, tmp_path_factory: pytest.TempPathFactory
+    reference_checkpoint: Checkpoint, reference_golden: Golden, shared: SharedExports
 ) -> ExportResult:
     """The fixture checkpoint, uncompressed, on one target of each backend.
 
     Tests that change the bundle copy it first.
     """
-    out = tmp_path_factory.mktemp("export") / "bundle"
     targets = load_targets(EXPORTED, ["uncompressed"])
-    return export_bundle(
-        reference_checkpoint, targets, (), reference_golden.path, out, "1.2.3", lambda *_: None
-    )
+    return shared.export(reference_checkpoint, targets, (), reference_golden)
 
 
 @pytest.fixture(scope="session")
 def bundle(exported: ExportResult) -> Path:
     return exported.bundle
+
+
+@pytest.fixture(scope="session")
+def small_golden(reference_checkpoint: Checkpoint, shared: SharedExports) -> Golden:
+    """The fixture checkpoint's golden, as small as it can be: a case for every graph of the MCP."""
+    prompts = SMALL_PROMPTS.format(long="a house by the sea, " * 20, images=shipped("golden"))
+    place = shared.once("prompts", prompts, lambda folder: (folder / "prompts.toml").write_text(prompts))
+    return shared.golden(reference_checkpoint, place / "prompts.toml")
+
+
+@pytest.fixture(scope="session")
+def campaign_bundle(reference_checkpoint: Checkpoint, small_golden: Golden, shared: SharedExports) -> Path:
+    """The fixture checkpoint on five targets with their own recipes, to be copied and corrupted."""
+    return shared.export(reference_checkpoint, load_targets(CAMPAIGN), (), small_golden).bundle

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from recipes import recipe
+from shared_exports import SharedExports
 
 from mobile_o_export.backends.base import Artifact, LowerRequest
 from mobile_o_export.backends.coreml import write
@@ -27,7 +29,6 @@ from mobile_o_export.compression.compress import Compressed
 from mobile_o_export.compression.palettes import Palettes
 from mobile_o_export.compression.recipe import Recipe
 from mobile_o_export.errors import GateError
-from mobile_o_export.export import export_bundle
 from mobile_o_export.golden import Golden
 from mobile_o_export.parity.judge import Status, verdict
 from mobile_o_export.precision import Precision
@@ -157,11 +158,16 @@ def test_harm_to_the_file_fails_the_weight_check(lower: Lower, tmp_path: Path, n
 
 @pytest.mark.parametrize("what", HARM)
 def test_harm_to_a_bundle_fails_verify(
-    reference_checkpoint: Checkpoint, lower: Lower, reference_golden: Golden, tmp_path: Path, what: str
+    reference_checkpoint: Checkpoint,
+    lower: Lower,
+    reference_golden: Golden,
+    shared: SharedExports,
+    tmp_path: Path,
+    what: str,
 ) -> None:
-    out = tmp_path / "bundle"
     target = load_targets(["coreml-ane"], ["w8_lut_g16"])
-    export_bundle(reference_checkpoint, target, ["mcp"], reference_golden.path, out, "1", lambda *_: None)
+    bundle = shared.export(reference_checkpoint, target, ["mcp"], reference_golden).bundle
+    out = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     assert verdict(verify_bundle(out, (), (), lambda *_: None)) is Status.PASSED
     encoder, _ = _lowered(lower, tmp_path / "again", recipe("w8_lut_g16"))
     _harm(encoder.weights.compressed, out / "coreml-ane" / "mcp" / "mcp.mlpackage", what)
