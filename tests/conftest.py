@@ -31,6 +31,12 @@ from mobile_o_export.targets import load_targets
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+SLOW_FIXTURES = frozenset({"shared", "lower_anew", "seen", "wheel"})
+"""Tests that use one, directly or through others, are slow: goldens, exports, lowered components, browser, wheel.
+
+A test that is slow without them says so itself: ``@pytest.mark.slow``.
+"""
+
 DATA = Path(__file__).parent / "data"
 EXPORTED = ["coreml-ane", "litert-cpu", "tensorrt-orin"]
 CAMPAIGN = [*EXPORTED, "onnx-cpu", "mobile-o-app"]
@@ -52,6 +58,13 @@ image = "{images}/still-life.png"
 question = "What?"
 tokens = 2
 """
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not SLOW_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

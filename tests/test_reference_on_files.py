@@ -55,10 +55,9 @@ def target(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def home(target: str, request: pytest.FixtureRequest) -> Path:
+def home(target: str, bundle: Path, fp32_bundle: Path) -> Path:
     """The bundle that holds ``target``."""
-    folder: Path = request.getfixturevalue("fp32_bundle" if target.endswith("-fp32") else "bundle")
-    return folder
+    return fp32_bundle if target.endswith("-fp32") else bundle
 
 
 @pytest.fixture(scope="module")
