@@ -31,8 +31,8 @@ from mobile_o_export.targets import load_targets
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-SLOW_FIXTURES = frozenset({"shared", "lower_anew", "seen", "wheel"})
-"""Tests that use one, directly or through others, are slow: goldens, exports, lowered components, browser, wheel.
+SLOW_FIXTURES = frozenset({"shared", "lower_anew", "wheel"})
+"""Tests that use one, directly or through others, are slow: goldens, exports, lowered components, the wheel.
 
 A test that is slow without them says so itself: ``@pytest.mark.slow``.
 """
