@@ -14,7 +14,7 @@ NAMES := coreml-ane litert-cpu tensorrt-orin
 TARGETS := $(foreach name,$(NAMES),--target $(name))
 CHECKPOINT := examples/demo_checkpoint/checkpoint
 WORKERS := 2
-PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --durations=20
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=20
 PROMPT := --prompt "a red circle to the left of a blue square"
 
 READERS := .venv-readers

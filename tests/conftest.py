@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -60,11 +61,30 @@ tokens = 2
 """
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+    """Marks what is slow, and where two processes share the work, has each begin with other slow tests.
+
+    xdist's ``worksteal`` gives each process half of the list, and later half of what the other has left. So
+    the first half begins with the tests of the one large export, the second with all other slow ones, and
+    what is fast comes last, to be taken over.
+    """
     for item in items:
-        if not SLOW_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+        if uses(item, SLOW_FIXTURES):
             item.add_marker("slow")
+    yield  # while -m and -k choose
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        exporting = [item for item in slow if uses(item, {"exported"})]
+        others = [item for item in slow if not uses(item, {"exported"})]
+        fast = [item for item in items if not item.get_closest_marker("slow")]
+        room = max(len(items) // 2 - len(exporting), 0)
+        items[:] = [*exporting, *fast[:room], *others, *fast[room:]]
+
+
+def uses(item: pytest.Item, fixtures: Collection[str]) -> bool:
+    """Whether the test has one of the ``fixtures``, directly or through others."""
+    return any(name in fixtures for name in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")
