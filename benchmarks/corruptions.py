@@ -1,7 +1,7 @@
 """Corruptions of a bundle, seeded: every kind of file, every kind of lie.
 
 Each changes a copy of a bundle and recomputes what follows from it: sizes, hashes of files, the golden's own
-digest, the manifest's; and, where the copy is to be *sealed*, the digest in the verdict as well. What is left to
+digest, the manifest's; and, where the copy is *sealed*, the digest in the verdict as well. What is left to
 notice it is what ``verify`` derives, restores, runs and compares.
 """
 
