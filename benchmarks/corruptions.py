@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from mobile_o_export.backends.onnx.external import load_whole
 from mobile_o_export.bundle.manifest import (
     MANIFEST,
     MANIFEST_DIGEST,
@@ -226,7 +227,7 @@ def of_onnx(name: str, wanted: Callable[[Any], bool], change: Numbers) -> Edit:
         from onnx import numpy_helper
 
         path = bundle / name
-        model = onnx.load(path)
+        model = load_whole(path)
         found = [tensor for tensor in model.graph.initializer if wanted(tensor)]
         tensor = found[int(rng.integers(len(found)))]
         values = numpy_helper.to_array(tensor)
@@ -304,13 +305,32 @@ def of_mlmodel(name: str, change: Callable[[Any], bool]) -> Edit:
     return edit
 
 
-def mil_constants(model: Any) -> Iterator[Any]:
-    """Every immediate fp16 or fp32 scalar of a specification."""
+def mil_operations(model: Any) -> Iterator[Any]:
+    """Every operation of a specification."""
     for name in sorted(model.mlProgram.functions):
         for block in model.mlProgram.functions[name].block_specializations.values():
-            for operation in block.operations:
-                if operation.type == "const":
-                    yield operation.attributes["val"].immediateValue.tensor
+            yield from block.operations
+
+
+def mil_constants(model: Any) -> Iterator[Any]:
+    """Every immediate value of a specification: of constants, and of operands."""
+    for operation in mil_operations(model):
+        if operation.type == "const":
+            yield operation.attributes["val"].immediateValue.tensor
+        for argument in operation.inputs.values():
+            for binding in argument.arguments:
+                if binding.WhichOneof("binding") == "value":
+                    yield binding.value.immediateValue.tensor
+
+
+def operation_changed(model: Any) -> bool:
+    """An operation that takes the operands of another."""
+    others = {"add": "sub", "mul": "real_div", "sigmoid": "tanh", "gelu": "relu", "reduce_mean": "reduce_sum"}
+    for operation in mil_operations(model):
+        if operation.type in others:
+            operation.type = others[operation.type]
+            return True
+    return False
 
 
 def epsilon_louder(model: Any) -> bool:
@@ -325,7 +345,7 @@ def epsilon_louder(model: Any) -> bool:
             if 0 < value < 1e-3:
                 tensor.bytes.values = np.float16(float(value) * 100).tobytes()
                 return True
-    return False
+    return operation_changed(model)
 
 
 def scalar_changed(model: Any) -> bool:
@@ -336,7 +356,7 @@ def scalar_changed(model: Any) -> bool:
             if np.isfinite(value) and abs(value) > 1e-3:
                 tensor.bytes.values = np.float16(float(value) * 1.1).tobytes()
                 return True
-    return False
+    return operation_changed(model)
 
 
 def of_tflite(name: str, change: Callable[[Any, np.random.Generator], bool]) -> Edit:

@@ -58,6 +58,23 @@ class Wish:
     source: Source | None = None
 
 
+@dataclass(frozen=True)
+class Opened:
+    """An intact bundle, and what of it is to be verified.
+
+    Attributes:
+        chosen: targets and components.
+        chained: targets whose chains are to be run.
+    """
+
+    folder: Path
+    manifest: Manifest
+    golden: Golden
+    report: ParityReport
+    chosen: tuple[tuple[str, str], ...]
+    chained: tuple[str, ...]
+
+
 def verify_bundle(folder: Path, wish: Wish, progress: Progress) -> list[Row]:
     """The verdict on every output of the chosen targets and components, and on all that binds the bundle.
 
@@ -68,48 +85,20 @@ def verify_bundle(folder: Path, wish: Wish, progress: Progress) -> list[Row]:
         UsageError: a named target or component is not in the bundle, or skipped in it; or chains are
             wanted, and the components are not all there.
     """
-    manifest = read_manifest(folder)
-    require_expected(folder, wish.expected)
-    for name in wish.targets:
-        require_known(name, manifest.targets, "target", folder)
-    for name in wish.components:
-        require_known(name, manifest.functions, "component", folder)
     before = Snapshot.of(folder)
-    if problems := damage(folder, manifest):
-        raise DamagedBundleError(folder, problems)
-    chosen = [
-        (target, component)
-        for target in dict.fromkeys(wish.targets or manifest.targets)
-        for component in dict.fromkeys(wish.components or manifest.targets[target].components)
-        if component in manifest.targets[target].exported
-    ]
-    if not chosen and (wish.targets or wish.components):
-        raise UsageError(
-            f"{folder}: the chosen targets skip the chosen components. Choose others; "
-            f"{folder / MANIFEST} says what was exported."
-        )
+    bundle = _opened(folder, wish)
     try:
-        golden = Golden.open(folder / GOLDEN_FOLDER)
-        golden.require_checkpoint(manifest.checkpoint.digest)
-        report = Members(folder, BundleError).json(PARITY_REPORT, ParityReport)
-        chained = _chained(folder, manifest, golden, wish.targets) if wish.chains else []
-        rows = [
-            row
-            for finding in _checked(folder, manifest, golden, report, chosen, progress)
-            for row in finding.rows()
-        ]
-        judged = _judged(folder, manifest, golden, chosen, chained, progress)
+        rows = [*_checked(bundle, progress)]
+        judged = _judged(bundle, progress)
+        targets, components = {target for target, _ in bundle.chosen}, {name for _, name in bundle.chosen}
+        rows += held(judged, bundle.report.rows, Scope(targets, components, wish.chains))
+        if not judged:
+            nothing = Damage("outputs", "none was compared")
+            rows += Finding(BUNDLE, "outputs", "outputs", "some are compared", (nothing,)).rows()
+        if wish.source is not None:
+            rows += _derived(bundle, wish.source, progress)
     except GoldenError as error:
-        raise DamagedBundleError(folder, [Damage(GOLDEN_FOLDER, f"is unusable ({error})")]) from error
-    except BundleError as error:
-        raise DamagedBundleError(folder, [Damage(PARITY_REPORT, f"is unusable ({error})")]) from error
-    scope = Scope({target for target, _ in chosen}, {part for _, part in chosen}, wish.chains)
-    rows += held(judged, report.rows, scope)
-    if not judged:
-        nothing = Damage("outputs", "none was compared")
-        rows += Finding(BUNDLE, "outputs", "outputs", "some are compared", (nothing,)).rows()
-    if wish.source is not None:
-        rows += _derived(folder, manifest, golden, wish.source, chosen, chained, progress)
+        raise _unusable(folder, GOLDEN_FOLDER, error) from error
     if changes := before.changes():
         raise DamagedBundleError(
             folder,
@@ -121,74 +110,102 @@ def verify_bundle(folder: Path, wish: Wish, progress: Progress) -> list[Row]:
     return rows
 
 
-def _derived(
-    folder: Path,
-    manifest: Manifest,
-    golden: Golden,
-    source: Source,
-    chosen: Sequence[tuple[str, str]],
-    chained: Sequence[str],
-    progress: Progress,
-) -> list[Row]:
-    """What the checkpoint says of the bundle."""
-    progress("checkpoint", "", "computing its digest")
-    rows = [row for finding in source.check_bundle(manifest) for row in finding.rows()]
-    names = [name for name in COMPONENT_NAMES if name in {component for _, component in chosen}]
-    rows += source.judge(manifest, golden, names, bool(chained), progress)
-    for target, component in chosen:
-        found = [
-            row
-            for finding in source.check_component(folder, manifest, golden, target, component, progress)
-            for row in finding.rows()
-        ]
-        progress(target, component, Done(f"lowered again, {verdict(found)}"))
-        rows += found
-    return rows
+def checks(folder: Path, wish: Wish) -> Iterator[Row]:
+    """Of :func:`verify_bundle` what needs no output to be computed, one by one; raises as it does."""
+    try:
+        yield from _checked(_opened(folder, wish), lambda *_: None)
+    except GoldenError as error:
+        raise _unusable(folder, GOLDEN_FOLDER, error) from error
 
 
-def _judged(
-    folder: Path,
-    manifest: Manifest,
-    golden: Golden,
-    chosen: Sequence[tuple[str, str]],
-    chained: Sequence[str],
-    progress: Progress,
-) -> list[Row]:
+def _unusable(folder: Path, name: str, error: Exception) -> DamagedBundleError:
+    return DamagedBundleError(folder, [Damage(name, f"is unusable ({error})")])
+
+
+def _opened(folder: Path, wish: Wish) -> Opened:
+    """The bundle in ``folder`` after its hashes were computed."""
+    manifest = read_manifest(folder)
+    require_expected(folder, wish.expected)
+    for name in wish.targets:
+        require_known(name, manifest.targets, "target", folder)
+    for name in wish.components:
+        require_known(name, manifest.functions, "component", folder)
+    if problems := damage(folder, manifest):
+        raise DamagedBundleError(folder, problems)
+    chosen = tuple(
+        (target, component)
+        for target in dict.fromkeys(wish.targets or manifest.targets)
+        for component in dict.fromkeys(wish.components or manifest.targets[target].components)
+        if component in manifest.targets[target].exported
+    )
+    if not chosen and (wish.targets or wish.components):
+        raise UsageError(
+            f"{folder}: the chosen targets skip the chosen components. Choose others; "
+            f"{folder / MANIFEST} says what was exported."
+        )
+    try:
+        golden = Golden.open(folder / GOLDEN_FOLDER)
+        golden.require_checkpoint(manifest.checkpoint.digest)
+    except GoldenError as error:
+        raise _unusable(folder, GOLDEN_FOLDER, error) from error
+    try:
+        report = Members(folder, BundleError).json(PARITY_REPORT, ParityReport)
+    except BundleError as error:
+        raise _unusable(folder, PARITY_REPORT, error) from error
+    chained = _chained(folder, manifest, golden, wish.targets) if wish.chains else ()
+    return Opened(folder, manifest, golden, report, chosen, tuple(chained))
+
+
+def _judged(bundle: Opened, progress: Progress) -> list[Row]:
     """The verdicts on outputs: of every chosen component, then of whole chains."""
+    folder, manifest, golden = bundle.folder, bundle.manifest, bundle.golden
     rows: list[Row] = []
-    for target, component in chosen:
+    for target, component in bundle.chosen:
         found = verify_component(folder, manifest, golden, target, component, progress)
         progress(target, component, finished(found))
         rows += found
-    for target in chained:
+    for target in bundle.chained:
         check = OutcomeCheck(folder)
         found = verify_chains(folder, manifest, golden, target, progress, check.add)
         progress(target, CHAIN, finished(found))
         rows += found
         rule = "what the files draw and answer now"
-        rows += Finding(target, OUTCOMES_FOLDER, "pictures and answers", rule, tuple(check.problems)).rows()
+        kept = Finding(target, OUTCOMES_FOLDER, "pictures and answers", rule, tuple(check.problems))
+        rows += kept.rows()
     return rows
 
 
-def _checked(
-    folder: Path,
-    manifest: Manifest,
-    golden: Golden,
-    report: ParityReport,
-    chosen: Sequence[tuple[str, str]],
-    progress: Progress,
-) -> Iterator[Finding]:
+def _checked(bundle: Opened, progress: Progress) -> Iterator[Row]:
     """What can be said of the bundle without computing an output."""
+    folder, manifest = bundle.folder, bundle.manifest
     progress(BUNDLE, "", "checking its files against their rules")
-    yield from check_bundle(folder, manifest, golden, report)
-    for target in dict.fromkeys(target for target, _ in chosen):
-        yield check_chain_gate(folder, manifest, target)
-    for target, component in chosen:
+    for finding in check_bundle(folder, manifest, bundle.golden, bundle.report):
+        yield from finding.rows()
+    for target in dict.fromkeys(target for target, _ in bundle.chosen):
+        yield from check_chain_gate(folder, manifest, target).rows()
+    for target, component in bundle.chosen:
         progress(target, component, "restoring its constants")
         try:
-            yield from check_component(folder, manifest, target, component)
+            found = check_component(folder, manifest, target, component)
         except MissingToolError as error:
-            yield Finding(target, component, "files", "restored as exported", undecided=str(error))
+            found = [Finding(target, component, "files", "restored as exported", undecided=str(error))]
+        for finding in found:
+            yield from finding.rows()
+
+
+def _derived(bundle: Opened, source: Source, progress: Progress) -> list[Row]:
+    """What the checkpoint says of the bundle."""
+    folder, manifest, golden = bundle.folder, bundle.manifest, bundle.golden
+    progress("checkpoint", "", "computing its digest")
+    rows = [row for finding in source.check_bundle(manifest) for row in finding.rows()]
+    names = [name for name in COMPONENT_NAMES if name in {component for _, component in bundle.chosen}]
+    rows += source.judge(manifest, golden, names, bool(bundle.chained), progress)
+    for target, component in bundle.chosen:
+        findings = source.check_component(folder, manifest, golden, target, component, progress)
+        found = [row for finding in findings for row in finding.rows()]
+        progress(target, component, Done(f"lowered again, {verdict(found)}"))
+        rows += found
+    return rows
 
 
 def _chained(folder: Path, manifest: Manifest, golden: Golden, targets: Sequence[str]) -> list[str]:

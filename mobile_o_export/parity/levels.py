@@ -73,7 +73,8 @@ def incomparable(rows: Sequence[Row]) -> list[str]:
 
 
 def _held(row: Row, recorded: Row | None) -> Row:
-    if row.status is not Status.PASSED:
+    # What has no function is the result of a check, and no output.
+    if row.status is not Status.PASSED or not row.function:
         return row
     if recorded is None:
         return _failed(row, "the export's record does not have it")

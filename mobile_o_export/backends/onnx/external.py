@@ -22,19 +22,56 @@ def require_own_data(path: Path) -> None:
     Raises:
         GateError: it is no model, or one of those files is not a regular file of its folder.
     """
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
     members = Members(path.parent, GateError, _REMEDY)
-    try:
-        model = onnx.load_model_from_string(members.read(path.name))
-    except DecodeError as error:
-        raise GateError(f"{path}: is no ONNX model ({error}). {_REMEDY}") from error
     places = {
-        entry.value for tensor in _tensors(model) for entry in tensor.external_data if entry.key == "location"
+        entry.value
+        for tensor in _tensors(_graph_alone(members, path.name))
+        for entry in tensor.external_data
+        if entry.key == "location"
     }
     for place in sorted(places):
         members.file(place)
+
+
+def load_whole(path: Path) -> Any:
+    """The model in ``path`` with the numbers of every tensor in it.
+
+    ``onnx.load`` refuses external data that has several hard links (1.23: "potential hardlink attack"), as
+    files have in backups and caches that keep equal ones once.
+
+    Raises:
+        GateError: it is no model, or a tensor's bytes are not in a file of its folder.
+    """
+    members = Members(path.parent, GateError, _REMEDY)
+    model = _graph_alone(members, path.name)
+    for tensor in _tensors(model):
+        if not tensor.external_data:
+            continue
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        try:
+            start, length = int(entries.get("offset", 0)), int(entries["length"])
+        except (KeyError, ValueError) as error:
+            raise GateError(f"{path}: {tensor.name} has no place in a file. {_REMEDY}") from error
+        with members.open(entries.get("location", "")) as file:
+            file.seek(max(0, start))
+            content = file.read(max(0, length))
+        if start < 0 or len(content) != length:
+            raise GateError(f"{path}: {tensor.name} lies beyond the end of its file. {_REMEDY}")
+        tensor.raw_data = content
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
+    return model
+
+
+def _graph_alone(members: Members, name: str) -> Any:
+    """The model in the file ``name``, without what other files hold of it."""
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        return onnx.load_model_from_string(members.read(name))
+    except DecodeError as error:
+        raise GateError(f"{members.folder / name}: is no ONNX model ({error}). {_REMEDY}") from error
 
 
 def _tensors(message: Any) -> Iterator[Any]:
