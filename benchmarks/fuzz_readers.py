@@ -153,9 +153,9 @@ def _of_checkpoints(folder: Path) -> Iterator[Reader]:
 
     yield Reader("checkpoint's config.json", configs, mutators.JSON, configured)
     yield Reader("checkpoint, opened", configs, mutators.JSON, lambda: Checkpoint.open(copy))
-    yield Reader(
-        "vocab.json, merges.txt", (copy / "vocab.json",), mutators.JSON, lambda: _written(copy, folder)
-    )
+    vocabulary, merges = (copy / "vocab.json",), (copy / "merges.txt",)
+    yield Reader("vocab.json", vocabulary, mutators.JSON, lambda: _written(copy, folder))
+    yield Reader("merges.txt", merges, mutators.BYTES, lambda: _written(copy, folder))
 
     sharded = folder / "sharded"
     sharded.mkdir()

@@ -46,11 +46,18 @@ def root_model_path(path: Path) -> Path:
         raise DamagedPackageError(f"{path} is no .mlpackage: {manifest_path} is missing") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedPackageError(f"{manifest_path} does not name a root model: {error!r}") from error
-    data = (path / "Data").resolve()
-    model_path = (data / str(relative)).resolve()
+    if not isinstance(relative, str):
+        raise DamagedPackageError(f"{manifest_path} names a root model that is no path: {relative!r}")
+    try:
+        data = (path / "Data").resolve()
+        model_path = (data / relative).resolve()
+        found = model_path.is_file()
+    # A name that the file system does not take.
+    except (OSError, ValueError) as error:
+        raise DamagedPackageError(f"{manifest_path} names an impossible root model: {error}") from error
     if not model_path.is_relative_to(data):
         raise DamagedPackageError(f"{manifest_path} points outside of the package: {relative}")
-    if not model_path.is_file():
+    if not found:
         raise DamagedPackageError(f"{path} lacks its root model {relative}; export it again")
     return model_path
 
