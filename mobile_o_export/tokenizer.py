@@ -13,8 +13,8 @@ from mobile_o_export.errors import CheckpointError, ExportError
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.quiet import is_failure, without_stderr
 
-LARGEST_ID = 2**31 - 1
-"""Graphs take ids as int32."""
+LARGEST_ID = 2**24 - 1
+"""A hundred times the largest vocabulary's."""
 
 
 @contextmanager
@@ -58,16 +58,18 @@ class Tokenizer:
                 from transformers import Qwen2Tokenizer
 
                 self._tokenizer = Qwen2Tokenizer.from_pretrained(str(folder)).backend_tokenizer
+            largest = max(self._tokenizer.get_vocab().values(), default=0)
+        if largest > LARGEST_ID:
+            # The library counts up to it, one by one, when it writes the vocabulary.
+            raise CheckpointError(
+                f"{folder}: the tokenizer has the id {largest}, and {LARGEST_ID} is the largest. Copy the "
+                "tokenizer's files from the published checkpoint."
+            )
 
     def encode(self, text: str) -> Array:
         """``text`` with its special tokens → ids int32 [1, S]."""
         with _library(f"{self._folder}: the tokenizer cannot encode {text[:40]!r}"):
             ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        if any(id > LARGEST_ID for id in ids):
-            raise CheckpointError(
-                f"{self._folder}: the tokenizer gives ids beyond {LARGEST_ID}. Copy the tokenizer's files "
-                "from the published checkpoint."
-            )
         return np.array([ids], np.int32).reshape(1, -1)
 
     def ends(self, text: str) -> list[int]:

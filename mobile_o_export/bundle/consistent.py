@@ -5,7 +5,7 @@ Each function raises ValueError with what is wrong, so that it can be part of a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mobile_o_export.backends.base import GraphFile
@@ -65,20 +65,22 @@ def _require_graphs(where: str, graphs: Sequence[GraphFile], functions: Sequence
             last = specs.get(spec.then, spec)
             if last is spec or last.then or last.functions:
                 raise ValueError(f"{place}: goes on in {spec.then[:40]!r}, which is no graph for that")
-        _require_tensors(place, spec)
+        _require_tensors(place, spec, specs.values())
         for profile in spec.profiles:
             _require_profile(place, profile, spec)
         for function in spec.functions:
             _require_realised(place, contracts[function], spec, last)
 
 
-def _require_tensors(where: str, spec: GraphSpec) -> None:
+def _require_tensors(where: str, spec: GraphSpec, graphs: Iterable[GraphSpec]) -> None:
     inputs = [tensor.name for tensor in spec.inputs]
     outputs = [tensor.name for tensor in spec.outputs]
     _require_once(f"{where}: the input", inputs)
     _require_once(f"{where}: the output", outputs)
+    # What one graph gives, another may take back: a prefill's cache a decode step.
+    taken = {tensor.name for graph in graphs for tensor in graph.inputs}
     for output, source in spec.feeds.items():
-        if output not in outputs or source not in inputs:
+        if output not in outputs or source not in taken:
             raise ValueError(f"{where}: feeds {output[:40]!r} to {source[:40]!r}, and has no such pair")
     if strange := [name for name in spec.aliases if name not in (*inputs, *outputs)]:
         raise ValueError(f"{where}: has another name for {strange[0][:40]!r}, which it lacks")

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -40,6 +40,9 @@ ID_PREFIX = "sha256:"
 
 SHOWN_DAMAGE = 5
 
+MOST_BYTES = 2**50
+"""Of a file, and parameters of a model."""
+
 
 @dataclass(frozen=True)
 class Damage:
@@ -69,7 +72,7 @@ class DamagedBundleError(GateError):
 class FileEntry(Strict):
     """Size and digest of one file."""
 
-    size_bytes: int = Field(ge=0)
+    size_bytes: int = Field(ge=0, le=MOST_BYTES)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
@@ -86,7 +89,7 @@ class ComponentEntry(Strict):
     gate: Gate | None = None
     folder: MemberName | Literal[""] = ""
     files: tuple[MemberName, ...] = ()
-    size_bytes: int = 0
+    size_bytes: int = Field(default=0, ge=0, le=MOST_BYTES)
     graphs: tuple[GraphFile, ...] = ()
     skipped: str | None = None
 
@@ -126,8 +129,8 @@ class CheckpointEntry(Strict):
     """
 
     digest: str
-    parameters: int
-    component_parameters: dict[str, int] = Field(default_factory=dict)
+    parameters: int = Field(ge=0, le=MOST_BYTES)
+    component_parameters: dict[str, Annotated[int, Field(ge=0, le=MOST_BYTES)]] = Field(default_factory=dict)
     adapter: str | None = None
     sources: dict[str, str] = Field(default_factory=dict)
 

@@ -306,9 +306,11 @@ def _open_files(path: Path) -> dict[str, SafetensorsFile]:
     weight_map = read_json(path / _INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path / _INDEX}: weight_map is missing or empty. Copy the index again.")
+    if strange := [shard for shard in weight_map.values() if not isinstance(shard, str)]:
+        raise CheckpointError(f"{path / _INDEX}: {strange[0]!r} is no file's name. Copy the index again.")
     shards: dict[str, SafetensorsFile] = {}
-    for shard in sorted({str(name) for name in weight_map.values()}):
-        if Path(shard).name != shard:
+    for shard in sorted(set(weight_map.values())):
+        if Path(shard).name != shard or not shard.isprintable():
             raise CheckpointError(
                 f"{path / _INDEX}: names the shard {shard!r}, which is not a file of this folder. "
                 "Copy the index again."

@@ -49,7 +49,7 @@ class Row(Strict):
     cosine: Finite | None = None
     psnr_db: Finite | None = None
     ssim: Finite | None = None
-    step: int | None = Field(default=None, ge=1, le=MOST_WIDTH)
+    step: int | None = Field(default=None, ge=1, le=1000)
     identical_tokens: int | None = Field(default=None, ge=0, le=MOST_WIDTH)
     tied_tokens: int | None = Field(default=None, ge=0, le=MOST_WIDTH)
     recorded_db: Finite | None = None

@@ -33,6 +33,8 @@ def level_bar(value: float | None, gate: float | None, status: Status) -> Html:
 
 def size_bar(size: float, whole: float | None, scale: float) -> Html:
     """A size against what it was in fp32, an outline; ``scale`` is what the full width stands for."""
+    # Where nothing has a size, there is nothing to compare with.
+    scale = scale or 1.0
     parts = []
     if whole is not None:
         parts.append(_rect(0.5, 2.5, max(1.0, WIDE_BAR * whole / scale - 1), BAR_HEIGHT - 5, "outline"))
