@@ -47,6 +47,9 @@ def of_graphs(manifest: Manifest) -> Iterator[Corruption]:
                 continue
             for file in dict.fromkeys(graph.file for graph in part.graphs):
                 place = f"{part.folder}/{file}"
+                if not any(name.startswith(place) for name in part.files):
+                    # Another component's, which this one takes a part of.
+                    continue
                 for what, edit in edits_of(place):
                     yield Corruption(f"{place}: {what}", edit, target, component)
 
@@ -232,7 +235,8 @@ def of_records(bundle: Path, manifest: Manifest) -> Iterator[Corruption]:
     parity = "parity.json"
     yield Corruption(f"{parity}: a level lowered", c.of_json(parity, level(-9.0, False)))
     yield Corruption(f"{parity}: a level raised", c.of_json(parity, level(9.0, False)))
-    yield Corruption(f"{parity}: a stage's level", c.of_json(parity, level(-9.0, True)), pipeline=True)
+    if any(row["component"] == "pipeline" for row in json.loads((bundle / parity).read_text())["rows"]):
+        yield Corruption(f"{parity}: a stage's level", c.of_json(parity, level(-9.0, True)), pipeline=True)
     yield Corruption(f"{parity}: a row dropped", c.of_json(parity, lambda r: r["rows"].pop(0)))
     yield Corruption(f"{parity}: no rows", c.of_json(parity, lambda r: r.update(rows=[], drift=[])))
     yield Corruption(f"{parity}: another runtime", c.of_json(parity, other_runtime))

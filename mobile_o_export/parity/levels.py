@@ -10,8 +10,14 @@ from mobile_o_export.parity.chain import CHAIN
 from mobile_o_export.parity.judge import Row, Status
 from mobile_o_export.parity.metrics import SNR_CEILING_DB
 
-FUNCTION_APART_DB, CHAIN_APART_DB = 70.0, 55.0
-"""How far two CPUs' computations of one file by one version of a runtime may be apart."""
+FUNCTION_APART_DB, CHAIN_APART_DB = 70.0, 65.0
+"""How far two CPUs' computations of one file by one version of a runtime may be apart.
+
+The MIL interpreter, whose rounding to fp16 makes a step of the least difference, was measured with AVX2
+kernels of torch against plain ones (``ATEN_CPU_CAPABILITY=default``) on the demo's ``coreml-ane``: functions
+were 75.6 dB
+apart at the worst, chains 72.7. ONNX Runtime and LiteRT compute in fp32; numbers of threads change nothing.
+"""
 
 LEAST_TOLERANCE_DB = 0.05
 """Levels are recorded to two places."""
