@@ -45,11 +45,11 @@ def write_configs(checkpoint: Checkpoint, folder: Path) -> None:
     write_vectors(settings, tokenizer, folder / VECTORS_FOLDER)
     tasks = checkpoint.path / EVALUATION_FOLDER
     if any((tasks / name).is_file() for name in (PROMPTS, QUESTIONS)):
-        _copy_tasks(tasks, folder / EVALUATION_FOLDER)
+        copy_tasks(tasks, folder / EVALUATION_FOLDER)
     (folder / LICENCE_NOTICE).write_text(checkpoint.licence, encoding="utf-8")
 
 
-def _copy_tasks(source: Path, folder: Path) -> None:
+def copy_tasks(source: Path, folder: Path) -> None:
     """Copies a checkpoint's tasks; of links only those within it, as Hugging Face's cache has.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -148,3 +149,11 @@ def test_no_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"the tokenizer cannot be read: .*Copy the tokenizer's files"):
         Tokenizer(tmp_path)
+
+
+def test_a_folder_whose_path_is_no_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"t\xff")
+    folder.mkdir()
+    tokenizer.save(tmp_path / "tokenizer.json")
+    (tmp_path / "tokenizer.json").rename(folder / "tokenizer.json")
+    assert ids_of(Tokenizer(folder), "a red cube") == ids_of(tokenizer, "a red cube")
