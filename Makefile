@@ -1,6 +1,7 @@
 # make setup   the environment, in .venv
 # make demo    a small trained checkpoint to a verified bundle on three platforms, its report, its pictures
-# make test    the whole test suite
+# make test    the whole test suite, in WORKERS processes (2); prints the slowest twenty
+# make test-fast  the tests that need no export and no golden
 # make readers TensorFlow and optimum, in an environment of their own, read the demo's bundle
 # make golden  the demo's golden anew, and how far it was from it; 'make golden-check' only says that
 # make demo-checkpoint  trains the demo's checkpoint again
@@ -12,12 +13,14 @@ DEMO := demo
 NAMES := coreml-ane litert-cpu tensorrt-orin
 TARGETS := $(foreach name,$(NAMES),--target $(name))
 CHECKPOINT := examples/demo_checkpoint/checkpoint
+WORKERS := 2
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=20
 PROMPT := --prompt "a red circle to the left of a blue square"
 
 READERS := .venv-readers
 TRAINING := training
 
-.PHONY: setup demo golden golden-check demo-checkpoint test readers check format clean
+.PHONY: setup demo golden golden-check demo-checkpoint test test-fast readers check format clean
 
 setup: $(VENV)/.ready
 
@@ -81,7 +84,10 @@ demo-checkpoint: setup
 	$(BIN)/python examples/demo_checkpoint/plot_losses.py $(TRAINING) $(TRAINING)/losses.png
 
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+test-fast: setup
+	$(PYTEST) -m "not slow"
 
 # optimum needs a transformers before 5, TensorFlow its own protobuf: neither can live with the converters.
 $(READERS)/.ready: tests/readers/requirements.txt

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,6 @@ from mobile_o_export.bundle.manifest import (
     GOLDEN_FOLDER,
     MANIFEST_DIGEST,
     MANIFEST_SCHEMA,
-    PARITY_REPORT,
     SCHEMA,
     CheckpointEntry,
     ComponentEntry,
@@ -31,19 +29,20 @@ from mobile_o_export.bundle.manifest import (
     write_manifest,
 )
 from mobile_o_export.bundle.outcomes import OutcomeWriter
-from mobile_o_export.bundle.verify import finished, verify_component
+from mobile_o_export.bundle.parts import record_name
+from mobile_o_export.bundle.replay import finished, verify_component
+from mobile_o_export.bundle.verdicts import write_verdicts
+from mobile_o_export.bundle.weights import WeightsRecord
 from mobile_o_export.calibration import Calibration
 from mobile_o_export.components.registry import component
-from mobile_o_export.compression.check import WEIGHTS, weights_json
 from mobile_o_export.errors import GateError, GoldenError, MissingToolError, UnsupportedError, UsageError
 from mobile_o_export.golden import Golden
-from mobile_o_export.golden.record import GoldenRecording
+from mobile_o_export.golden.record import GoldenRecording, truth_of
 from mobile_o_export.golden.requests import load_requests
 from mobile_o_export.members import MemberName
 from mobile_o_export.parity.chain import CHAIN
 from mobile_o_export.parity.gates import ChainGate, shipped_gates
 from mobile_o_export.parity.judge import Row, Status, verdict
-from mobile_o_export.parity.report import report_json
 from mobile_o_export.plan import REFUSED_HINT, PlanItem, plan
 from mobile_o_export.progress import Done, Progress
 from mobile_o_export.snapshot import Snapshot
@@ -122,14 +121,15 @@ def export_bundle(
         progress("checkpoint", "", "computing the digest")
         for recorded in (*more, *([] if given is None else [given])):
             recorded.require_checkpoint(checkpoint.digest)
-        configs.write_configs(checkpoint, folder)
+            recorded.require_settings(*truth_of(checkpoint))
+        sources = configs.write_configs(checkpoint, folder)
         (folder / MANIFEST_SCHEMA).write_text(json_schema())
         (folder / GOLDEN_FOLDER).mkdir()
         if given is not None:
             given.copy_into(folder / GOLDEN_FOLDER)
         else:
             record_golden(checkpoint, None, folder / GOLDEN_FOLDER, progress)
-        result = _export_into(folder, checkpoint, targets, items, more, bundle_version, progress)
+        result = _export_into(folder, checkpoint, targets, items, more, bundle_version, sources, progress)
         checkpoint.require_unchanged()
         recorded_before.require_unchanged(GoldenError, "Run the command again.")
         if verdict(result.rows) is not Status.PASSED:
@@ -193,6 +193,7 @@ def _export_into(
     items: Sequence[PlanItem],
     calibrated_on: Sequence[Golden],
     bundle_version: str,
+    sources: Mapping[str, str],
     progress: Progress,
 ) -> ExportResult:
     """Lowers and verifies every item inside ``folder`` and writes report and manifest."""
@@ -216,7 +217,9 @@ def _export_into(
         if graphs:
             backend(target.backend).finish(folder / target.name, graphs, target.options)
 
-    manifest = _manifest(checkpoint, targets, items, entries, bundle_version)
+    manifest = _manifest(checkpoint, targets, items, entries, bundle_version, sources)
+    further = tuple(recorded.index.sha256 for recorded in calibrated_on)
+    manifest = manifest.model_copy(update={"calibration": further})
     rows: list[Row] = []
     costs = []
     for (target_name, name), (lower_seconds, lower_peak) in lowered.items():
@@ -248,7 +251,7 @@ def _export_into(
             progress(target.name, CHAIN, finished(chained))
         rows += chained
     outcomes.write()
-    (folder / PARITY_REPORT).write_text(json.dumps(report_json(rows), indent=1) + "\n")
+    write_verdicts(folder, manifest.model_copy(update={"files": file_entries(folder)}), tuple(rows))
     write_manifest(folder, manifest.model_copy(update={"files": file_entries(folder)}))
     return ExportResult(folder, tuple(rows), tuple(costs), chain_seconds)
 
@@ -277,18 +280,22 @@ def _lower(
         request = replace(request, statistics=calibration.of(item.component, say))
     artifact = vendor.lower(request, checkpoint, place, say)
     memory.release()
-    if artifact.weights:
-        name = WEIGHTS if own else f"{item.component}.{WEIGHTS}"
-        (place / name).write_text(json.dumps(weights_json(artifact.weights), indent=1) + "\n")
-    size_bytes = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
+    say("restoring its constants")
+    contents = vendor.contents(artifact, place, item.component)
+    record = WeightsRecord.of(artifact.weights, contents)
+    record.write(place / record_name(item.component, own_folder=bool(own)))
+    files = sorted(path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file())
+    size_bytes = sum((place / name).stat().st_size for name in files)
     home.mkdir(exist_ok=True)
     for path in place.iterdir():
         path.rename(home / path.name)
     place.rmdir()
+    below = home.relative_to(folder)
     return ComponentEntry(
         recipe=item.recipe,
         gate=item.gate,
-        folder=MemberName(home.relative_to(folder).as_posix()),
+        folder=MemberName(below.as_posix()),
+        files=tuple(MemberName((below / name).as_posix()) for name in files),
         size_bytes=size_bytes,
         graphs=artifact.graphs,
     )
@@ -310,6 +317,7 @@ def _manifest(
     items: Sequence[PlanItem],
     entries: dict[str, dict[str, ComponentEntry]],
     bundle_version: str,
+    sources: Mapping[str, str],
 ) -> Manifest:
     tools = {"torch", "transformers", "diffusers", "numpy", "mobile-o-export"}
     for target in targets:
@@ -327,6 +335,7 @@ def _manifest(
                 for name in exported
             },
             adapter=None if checkpoint.lora is None else checkpoint.lora.digest,
+            sources=dict(sources),
         ),
         functions={name: component(name).functions(checkpoint) for name in exported},
         targets={

@@ -33,11 +33,16 @@ def quiet_vendor() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def captured(what: str) -> Iterator[None]:
+def captured(what: str, failure: type[ExportError] = LoweringError) -> Iterator[None]:
     """Runs a vendor's code with both output streams captured, native code's included.
 
+    Args:
+        what: is done.
+        failure: what a failure means: of a converter that it is broken, of a runtime that its file is.
+
     Raises:
-        LoweringError: the code failed; the message is ``what`` with the error and the log's end.
+        ExportError: of the kind ``failure``: the code failed; the message is ``what`` with the error and the
+            log's end.
     """
     with tempfile.TemporaryFile() as log:
         try:
@@ -45,10 +50,12 @@ def captured(what: str) -> Iterator[None]:
                 yield
         except (ExportError, ImportError, MemoryError, OSError):
             raise
-        except Exception as error:
+        except BaseException as error:
+            if not is_failure(error):
+                raise
             log.seek(0)
             lines = log.read().decode(errors="replace").splitlines()[-TAIL_LINES:]
-            raise LoweringError(
+            raise failure(
                 "\n".join(
                     [
                         f"{what} failed: {type(error).__name__}: {str(error).strip()}",
@@ -56,6 +63,30 @@ def captured(what: str) -> Iterator[None]:
                     ]
                 )
             ) from error
+
+
+@contextlib.contextmanager
+def without_stderr() -> Iterator[None]:
+    """Runs a vendor's code with stderr thrown away, native code's included."""
+    sys.stderr.flush()
+    saved, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        with contextlib.suppress(ValueError, OSError):
+            sys.stderr.flush()
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nothing)
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether ``error`` is a failure of the code that raised it, and nobody's wish to stop.
+
+    A panic of a Rust library is one, though PyO3 derives it from BaseException alone.
+    """
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from mobile_o_export.pipelines.settings import (
 from mobile_o_export.pipelines.workbench import Workbench
 from mobile_o_export.progress import Say, silent
 from mobile_o_export.quiet import quiet_vendor
+from mobile_o_export.strict import check
 from mobile_o_export.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -96,9 +97,16 @@ class DiffusersScheduler:
     def __init__(self, config: Mapping[str, Any], steps: int) -> None:
         from diffusers import DPMSolverMultistepScheduler
 
-        with quiet_vendor():
-            self._scheduler: Any = DPMSolverMultistepScheduler.from_config(dict(config))
-            self._scheduler.set_timesteps(steps)
+        try:
+            with quiet_vendor():
+                self._scheduler: Any = DPMSolverMultistepScheduler.from_config(dict(config))
+                self._scheduler.set_timesteps(steps)
+        # A configuration is data, and diffusers raises whatever a wrong value runs into.
+        except Exception as error:
+            raise CheckpointError(
+                f"scheduler_config.json: diffusers cannot build the scheduler ({type(error).__name__}: "
+                f"{error}). Restore the one that Mobile-O was trained with."
+            ) from error
         self.timesteps: Array = self._scheduler.timesteps.numpy().astype(np.float32)
         self.sigmas: Array = self._scheduler.sigmas.numpy()
 
@@ -126,16 +134,17 @@ def settings(checkpoint: Checkpoint, tokenizer: Tokenizer) -> Settings:
             "tokenizer's files from the published checkpoint."
         )
     model, s = checkpoint.config, sizes(checkpoint)
+    numbers = {
+        "guidance": DEFAULT_GUIDANCE if model.guidance is None else model.guidance,
+        "vae_scaling_factor": model.diffusion.vae["scaling_factor"],
+        "latent_shape": (1, s.latent_channels, s.latent, s.latent),
+        "image_tokens": s.image_tokens,
+        "conditioning_layers": s.conditioning_layers,
+        "stop_token_ids": tuple(_stops(model.language.get("eos_token_id"), tokenizer)),
+        "pad_token_id": model.language.get("pad_token_id"),
+    }
     return Settings(
-        numbers=PipelineNumbers(
-            guidance=DEFAULT_GUIDANCE if model.guidance is None else model.guidance,
-            vae_scaling_factor=model.diffusion.vae["scaling_factor"],
-            latent_shape=(1, s.latent_channels, s.latent, s.latent),
-            image_tokens=s.image_tokens,
-            conditioning_layers=s.conditioning_layers,
-            stop_token_ids=tuple(_stops(model.language.get("eos_token_id"), tokenizer)),
-            pad_token_id=model.language.get("pad_token_id"),
-        ),
+        numbers=check(numbers, PipelineNumbers, f"{checkpoint.path}", CheckpointError),
         preprocessing=Preprocessing(image_size=s.image, square_first=model.image_aspect_ratio == "pad"),
         templates=Templates(),
         scheduler=SchedulerNumbers.of(model.diffusion.scheduler),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mobile_o_export.errors import ExportError
@@ -37,6 +37,15 @@ class _State:
     size_bytes: int
     written_ns: int
     changed_ns: int
+    links: int
+
+    def is_still(self, other: _State) -> bool:
+        """Whether the file is the same one with the same content.
+
+        Linking to it from elsewhere also sets the time of the last change, and changes nothing.
+        """
+        linked = replace(self, changed_ns=other.changed_ns, links=other.links)
+        return self == other or (self.links != other.links and linked == other)
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,9 @@ class Snapshot:
         reasons = dict.fromkeys(self.states.keys() - now.keys(), "is gone")
         reasons |= dict.fromkeys(now.keys() - self.states.keys(), "has appeared")
         reasons |= {
-            path: "was changed" for path in now.keys() & self.states.keys() if now[path] != self.states[path]
+            path: "was changed"
+            for path in now.keys() & self.states.keys()
+            if not self.states[path].is_still(now[path])
         }
         return tuple(Change(path, reasons[path]) for path in sorted(reasons))
 
@@ -87,5 +98,12 @@ def _states_of(paths: Iterable[Path]) -> Iterator[tuple[Path, _State]]:
         if not stat.S_ISDIR(found.st_mode):
             yield (
                 path,
-                _State(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns),
+                _State(
+                    found.st_dev,
+                    found.st_ino,
+                    found.st_size,
+                    found.st_mtime_ns,
+                    found.st_ctime_ns,
+                    found.st_nlink,
+                ),
             )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mobile_o_export.errors import ConfigError, ExportError
 
@@ -38,11 +39,123 @@ _IN_OUR_WORDS = {
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+"""A number that can be compared with others."""
+
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """``" Did you mean 'x'?"``, or nothing where no known word is near."""
     found = difflib.get_close_matches(word, list(known), 1, 0.6)
     return f" Did you mean {found[0]!r}?" if found else ""
+
+
+MOST_DIGITS = 300
+"""Of an integer: as many as a double has room for. Beyond, arithmetic with floats fails, and Python itself
+refuses to convert more than 4,300."""
+
+DEEPEST = 64
+"""Lists and tables inside one another. What walks the values would overflow the stack on a thousand."""
+
+
+MOST_WIDTH = 2**24
+"""Of a tensor's axis, in any configuration: a hundred times the largest vocabulary. It keeps absurd values
+away from what allocates or loops."""
+
+MOST_LAYERS = 256
+"""Of a network, in any configuration: twice those of the largest language models."""
+
+
+def parse_json(text: str | bytes, *, infinities: bool = False) -> Any:
+    """The value that the JSON ``text`` stands for; bytes are UTF-8.
+
+    Stricter than the standard library: a key that occurs twice is an error rather than its last value, and so
+    are NaN, infinities, numbers too large for a double, unpaired surrogates and deep nesting.
+
+    Args:
+        text: what to parse.
+        infinities: take ``Infinity`` and ``-Infinity``, which diffusers writes into its configurations.
+
+    Raises:
+        ValueError: it is not JSON, or one of these; the message says which.
+    """
+    try:
+        value = json.loads(
+            text.decode("utf-8") if isinstance(text, bytes) else text,
+            object_pairs_hook=_unique,
+            parse_int=_integer,
+            parse_float=_float,
+            parse_constant=_infinity if infinities else _no_constant,
+        )
+    except RecursionError as error:
+        raise ValueError(_TOO_DEEP) from error
+    require_plain(value)
+    return value
+
+
+_TOO_DEEP = f"lists or tables lie more than {DEEPEST} deep in one another"
+
+
+def require_plain(value: Any) -> None:
+    """Raises ValueError where ``value`` nests too deeply, or holds half a character or an endless integer."""
+    level, depth = [value], 0
+    while level:
+        if depth > DEEPEST:
+            raise ValueError(_TOO_DEEP)
+        following: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                for key in item:
+                    _require_text(key)
+                following += item.values()
+            elif isinstance(item, list):
+                following += item
+            elif isinstance(item, str):
+                _require_text(item)
+            elif isinstance(item, int) and abs(item) >= 10**MOST_DIGITS:
+                raise ValueError(_TOO_LONG)
+        level, depth = following, depth + 1
+
+
+_TOO_LONG = f"an integer has more than {MOST_DIGITS} digits"
+
+
+def _require_text(text: str) -> None:
+    # Only an escape can smuggle in half a character; the bytes of the file themselves are UTF-8.
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the text {ascii(text)[:60]} holds half a character (a surrogate)") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {ascii(key)[:60]} occurs twice")
+        found[key] = value
+    return found
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(_TOO_LONG)
+    return int(digits)
+
+
+def _float(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {digits[:20]} is too large")
+    return value
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+def _infinity(name: str) -> float:
+    return float(name) if name != "NaN" else _no_constant(name)
 
 
 def read_toml(path: Path, model: type[ModelT]) -> ModelT:
@@ -53,8 +166,11 @@ def read_toml(path: Path, model: type[ModelT]) -> ModelT:
     """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}. Correct the file.") from error
+        require_plain(data)
+    except (ValueError, RecursionError) as error:
+        # A ValueError of its own is what tomllib gives for an integer of thousands of digits.
+        reason = _TOO_LONG if "integer string conversion" in str(error) else error
+        raise ConfigError(f"{path}: not valid TOML: {reason}. Correct the file.") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}. Check the path.") from error
     return check(data, model, str(path), ConfigError)
@@ -63,8 +179,8 @@ def read_toml(path: Path, model: type[ModelT]) -> ModelT:
 def read_json(path: Path, model: type[ModelT], failure: type[ExportError]) -> ModelT:
     """The JSON file ``path`` as a ``model``; everything wrong with it is a ``failure``."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        data = parse_json(path.read_bytes())
+    except ValueError as error:
         raise failure(f"{path}: not valid JSON: {error}. The file is damaged; get it again.") from error
     except OSError as error:
         raise failure(f"{path}: cannot be read: {error.strerror}.") from error

@@ -26,6 +26,13 @@ RESERVED_NAMES = frozenset({"bundle", "config", "golden", "tokenizer", "torch", 
 SEQUENCE_KEYS = "either lengths (buckets, for static shapes) or max_length (for dynamic ones)"
 
 
+MOST_LENGTHS = 64
+"""Each is a graph of its own."""
+
+MOST_CONTEXT = 2**24
+"""Beyond any language model's, and few enough to be counted in fp32."""
+
+
 class Sequence(Strict):
     """How sequence functions meet prompts of any length.
 
@@ -35,9 +42,9 @@ class Sequence(Strict):
         context: capacity of the KV cache, positions.
     """
 
-    lengths: tuple[int, ...] = ()
+    lengths: tuple[int, ...] = Field(default=(), max_length=MOST_LENGTHS)
     max_length: int | None = Field(default=None, ge=1)
-    context: int = Field(gt=1, lt=2**31)
+    context: int = Field(gt=1, lt=MOST_CONTEXT)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

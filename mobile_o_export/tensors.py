@@ -19,6 +19,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from math import prod
+
+MOST_POSITIONS = 2**24
+"""Of an axis: no file has a longer one."""
+
+MOST_VALUES = 2**31
+"""Of a tensor that crosses a boundary, axes of any size counted as 1."""
 
 Dim = int | str
 """A size, or the letter of a size that a target fixes (a bucket) or leaves dynamic."""
@@ -72,6 +79,9 @@ class TensorSpec:
     def __post_init__(self) -> None:
         if len(self.layout.split()) != len(self.shape):
             raise ValueError(f"{self.name}: layout {self.layout!r} does not name each axis of {self.shape}")
+        sizes = [dim for dim in self.shape if isinstance(dim, int)]
+        if any(not 1 <= size <= MOST_POSITIONS for size in sizes) or prod(sizes) > MOST_VALUES:
+            raise ValueError(f"{self.name}: the shape {list(self.shape)} is not that of a tensor")
 
     @property
     def symbols(self) -> tuple[str, ...]:

@@ -2,24 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mobile_o_export.errors import CheckpointError
+from mobile_o_export.errors import CheckpointError, ExportError
 from mobile_o_export.parity.metrics import Array
+from mobile_o_export.quiet import is_failure, without_stderr
+
+LARGEST_ID = 2**31 - 1
+"""Graphs take ids as int32."""
+
+
+@contextmanager
+def _library(what: str) -> Iterator[None]:
+    """Runs code of the tokenizers library; its report of a panic stays out of the terminal.
+
+    Raises:
+        CheckpointError: it failed; ``what`` says at what, and on which tokenizer.
+    """
+    with without_stderr():
+        try:
+            yield
+        except (ExportError, ImportError, MemoryError):
+            raise
+        except BaseException as error:
+            # The library raises bare Exception, and where it panics what is no Exception at all.
+            if not is_failure(error):
+                raise
+            raise CheckpointError(
+                f"{what}: {error}. Copy the tokenizer's files from the published checkpoint."
+            ) from error
 
 
 class Tokenizer:
-    """Qwen2's byte-level BPE from ``tokenizer.json``, or from ``vocab.json`` and ``merges.txt``."""
+    """Qwen2's byte-level BPE from ``tokenizer.json``, or from ``vocab.json`` and ``merges.txt``.
+
+    Raises:
+        CheckpointError: the files are damaged; some damage shows only when text is encoded or decoded.
+    """
 
     def __init__(self, folder: Path) -> None:
         from tokenizers import Tokenizer as Fast
 
+        self._folder = folder
         path = folder / "tokenizer.json"
-        try:
+        with _library(f"{folder}: the tokenizer cannot be read"):
             if path.is_file():
                 # Not by its path, which the library takes as UTF-8 only.
                 self._tokenizer: Any = Fast.from_buffer(path.read_bytes())
@@ -27,21 +58,22 @@ class Tokenizer:
                 from transformers import Qwen2Tokenizer
 
                 self._tokenizer = Qwen2Tokenizer.from_pretrained(str(folder)).backend_tokenizer
-        except Exception as error:
-            # The tokenizers library raises bare Exception for a file it cannot parse.
-            raise CheckpointError(
-                f"{folder}: the tokenizer cannot be read: {error}. Copy the tokenizer's files from the "
-                "published checkpoint."
-            ) from error
 
     def encode(self, text: str) -> Array:
         """``text`` with its special tokens → ids int32 [1, S]."""
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        with _library(f"{self._folder}: the tokenizer cannot encode {text[:40]!r}"):
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        if any(id > LARGEST_ID for id in ids):
+            raise CheckpointError(
+                f"{self._folder}: the tokenizer gives ids beyond {LARGEST_ID}. Copy the tokenizer's files "
+                "from the published checkpoint."
+            )
         return np.array([ids], np.int32).reshape(1, -1)
 
     def ends(self, text: str) -> list[int]:
         """Where in ``text`` each of its tokens ends, in characters."""
-        return [end for _, end in self._tokenizer.encode(text, add_special_tokens=False).offsets]
+        with _library(f"{self._folder}: the tokenizer cannot encode {text[:40]!r}"):
+            return [end for _, end in self._tokenizer.encode(text, add_special_tokens=False).offsets]
 
     def id_of(self, token: str) -> int | None:
         """The id of one token, or None where the vocabulary lacks it."""
@@ -50,22 +82,31 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids → text, special tokens left out."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        with _library(f"{self._folder}: the tokenizer cannot decode its ids"):
+            text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
     def save(self, path: Path) -> None:
         """Writes it as one ``tokenizer.json``."""
-        self._tokenizer.save(str(path))
+        with _library(f"{self._folder}: the tokenizer cannot be written as one file"):
+            content: str = self._tokenizer.to_str(pretty=True)
+        path.write_text(content, encoding="utf-8")
 
     def stream(self) -> TextStream:
         """Text of ids that come one by one."""
-        return TextStream(self._tokenizer)
+        return TextStream(self)
+
+    def step(self, stream: Any, token: int) -> str:
+        """What ``token`` adds to the text of a ``DecodeStream``."""
+        with _library(f"{self._folder}: the tokenizer cannot decode the id {token}"):
+            piece: str = stream.step(self._tokenizer, token) or ""
+        return piece
 
 
 class TextStream:
     """Token ids → text, piece by piece; a character whose bytes are spread over tokens comes whole."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         from tokenizers.decoders import DecodeStream
 
         self._tokenizer = tokenizer
@@ -76,11 +117,11 @@ class TextStream:
     def add(self, token: int) -> str:
         """What ``token`` adds to the text; empty in the middle of a character."""
         self._ids.append(token)
-        piece: str = self._stream.step(self._tokenizer, token) or ""
+        piece = self._tokenizer.step(self._stream, token)
         self._given += piece
         return piece
 
     def rest(self) -> str:
         """What is left when no token follows: the replacement of a character that was cut off."""
-        whole: str = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        whole = self._tokenizer.decode(self._ids)
         return whole[len(self._given) :] if whole.startswith(self._given) else ""

@@ -6,28 +6,85 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file, save_file
+from shared_exports import SharedExports
 
 # Before anything imports a vendor's package: no hub, no banners.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+# Nor threads that wait for each other: where workers are as many as cores, each has one.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from mobile_o_export.checkpoint import Checkpoint
-from mobile_o_export.export import ExportResult, export_bundle, record_golden
+from mobile_o_export.export import ExportResult
 from mobile_o_export.golden import Golden
+from mobile_o_export.resources import shipped
 from mobile_o_export.targets import load_targets
 
 # A shell starts what it puts in the background with Ctrl-C ignored, and so would be what tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+SLOW_FIXTURES = frozenset({"shared", "lower_anew", "wheel"})
+"""Tests that use one, directly or through others, are slow: goldens, exports, lowered components, the wheel.
+
+A test that is slow without them says so itself: ``@pytest.mark.slow``.
+"""
+
 DATA = Path(__file__).parent / "data"
 EXPORTED = ["coreml-ane", "litert-cpu", "tensorrt-orin"]
+CAMPAIGN = [*EXPORTED, "onnx-cpu", "mobile-o-app"]
+
+SMALL_PROMPTS = """
+[[generate]]
+name = "short"
+prompt = "a house"
+steps = 1
+
+[[generate]]
+name = "long"
+prompt = "{long}"
+steps = 1
+
+[[describe]]
+name = "what"
+image = "{images}/still-life.png"
+question = "What?"
+tokens = 2
+"""
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+    """Marks what is slow, and where two processes share the work, has each begin with other slow tests.
+
+    xdist's ``worksteal`` gives each process half of the list, and later half of what the other has left. So
+    the first half begins with the tests of the one large export, the second with all other slow ones, and
+    what is fast comes last, to be taken over.
+    """
+    for item in items:
+        if uses(item, SLOW_FIXTURES):
+            item.add_marker("slow")
+    yield  # while -m and -k choose
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        exporting = [item for item in slow if uses(item, {"exported"})]
+        others = [item for item in slow if not uses(item, {"exported"})]
+        fast = [item for item in items if not item.get_closest_marker("slow")]
+        room = max(len(items) // 2 - len(exporting), 0)
+        items[:] = [*exporting, *fast[:room], *others, *fast[room:]]
+
+
+def uses(item: pytest.Item, fixtures: Collection[str]) -> bool:
+    """Whether the test has one of the ``fixtures``, directly or through others."""
+    return any(name in fixtures for name in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")
@@ -55,28 +112,44 @@ def tied_checkpoint(reference_folder: Path, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="session")
-def reference_golden(reference_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Golden:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> SharedExports:
+    """What any process of the session has exported, for all of them."""
+    own = tmp_path_factory.getbasetemp()
+    return SharedExports((own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared")
+
+
+@pytest.fixture(scope="session")
+def reference_golden(reference_checkpoint: Checkpoint, shared: SharedExports) -> Golden:
     """The fixture checkpoint's golden on the shipped prompts."""
-    folder = tmp_path_factory.mktemp("golden")
-    record_golden(reference_checkpoint, None, folder, lambda *_: None)
-    return Golden.open(folder)
+    return shared.golden(reference_checkpoint)
 
 
 @pytest.fixture(scope="session")
 def exported(
-    reference_checkpoint: Checkpoint, reference_golden: Golden, tmp_path_factory: pytest.TempPathFactory
+    reference_checkpoint: Checkpoint, reference_golden: Golden, shared: SharedExports
 ) -> ExportResult:
     """The fixture checkpoint, uncompressed, on one target of each backend.
 
     Tests that change the bundle copy it first.
     """
-    out = tmp_path_factory.mktemp("export") / "bundle"
     targets = load_targets(EXPORTED, ["uncompressed"])
-    return export_bundle(
-        reference_checkpoint, targets, (), reference_golden.path, out, "1.2.3", lambda *_: None
-    )
+    return shared.export(reference_checkpoint, targets, (), reference_golden)
 
 
 @pytest.fixture(scope="session")
 def bundle(exported: ExportResult) -> Path:
     return exported.bundle
+
+
+@pytest.fixture(scope="session")
+def small_golden(reference_checkpoint: Checkpoint, shared: SharedExports) -> Golden:
+    """The fixture checkpoint's golden, as small as it can be: a case for every graph of the MCP."""
+    prompts = SMALL_PROMPTS.format(long="a house by the sea, " * 20, images=shipped("golden"))
+    place = shared.once("prompts", prompts, lambda folder: (folder / "prompts.toml").write_text(prompts))
+    return shared.golden(reference_checkpoint, place / "prompts.toml")
+
+
+@pytest.fixture(scope="session")
+def campaign_bundle(reference_checkpoint: Checkpoint, small_golden: Golden, shared: SharedExports) -> Path:
+    """The fixture checkpoint on five targets with their own recipes, to be copied and corrupted."""
+    return shared.export(reference_checkpoint, load_targets(CAMPAIGN), (), small_golden).bundle

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from shared_exports import SharedExports
 
 from mobile_o_export.bundle.manifest import EVALUATION_FOLDER
 from mobile_o_export.checkpoint import Checkpoint
@@ -17,7 +18,6 @@ from mobile_o_export.evaluation.record import Evaluation
 from mobile_o_export.evaluation.score import score
 from mobile_o_export.evaluation.shapes import ShapeDetector
 from mobile_o_export.evaluation.tasks import PROMPTS, Tasks
-from mobile_o_export.export import export_bundle, record_golden
 from mobile_o_export.golden import Golden
 from mobile_o_export.golden.compare import LEAST_DB, distances
 from mobile_o_export.pipelines.pipeline import TORCH
@@ -92,16 +92,18 @@ def test_the_recorded_run_is_what_pytorch_does(demo: Checkpoint, tmp_path: Path)
     assert again.psnr.least > 40
 
 
-def test_the_committed_golden_is_of_this_checkpoint_and_machine(demo: Checkpoint, tmp_path: Path) -> None:
-    record_golden(demo, ROOT / "golden" / "demo-prompts.toml", tmp_path, lambda *_: None)
-    rows = distances(Golden.open(ROOT / "golden" / "demo"), Golden.open(tmp_path))
+def test_the_committed_golden_is_of_this_checkpoint_and_machine(
+    demo: Checkpoint, shared: SharedExports
+) -> None:
+    recorded = shared.golden(demo, ROOT / "golden" / "demo-prompts.toml")
+    rows = distances(Golden.open(ROOT / "golden" / "demo"), recorded)
     assert min(row.snr_db for row in rows) >= LEAST_DB
 
 
-def test_an_exported_target_scores_as_pytorch_did(demo: Checkpoint, tmp_path: Path) -> None:
-    targets = load_targets(["tensorrt-orin"])
-    out = tmp_path / "bundle"
-    result = export_bundle(demo, targets, (), ROOT / "golden" / "demo", out, "1", lambda *_: None)
+def test_an_exported_target_scores_as_pytorch_did(
+    demo: Checkpoint, shared: SharedExports, tmp_path: Path
+) -> None:
+    result = shared.export(demo, load_targets(["tensorrt-orin"]), (), Golden.open(ROOT / "golden" / "demo"))
     folder = tmp_path / "evaluation"
     folder.mkdir()
     found = evaluate_models(result.bundle, [], None, Request(limit=12), folder, lambda *_: None)

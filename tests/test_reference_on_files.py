@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from shared_exports import SharedExports
 
 from mobile_o_export import open_bundle
 from mobile_o_export.checkpoint import Checkpoint
-from mobile_o_export.export import export_bundle
+from mobile_o_export.golden import Golden
 from mobile_o_export.parity.metrics import Array, measure, psnr_db
 from mobile_o_export.pipelines.drawing import Drawing
 from mobile_o_export.pipelines.preprocessing import unit_image
@@ -43,13 +44,9 @@ def in_fp32(shipped: str, name: str) -> Target:
 
 
 @pytest.fixture(scope="module")
-def fp32_bundle(
-    reference_checkpoint: Checkpoint, bundle: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def fp32_bundle(reference_checkpoint: Checkpoint, reference_golden: Golden, shared: SharedExports) -> Path:
     targets = [in_fp32("coreml-ane", "coreml-fp32"), in_fp32("tensorrt-orin", "onnx-fp32")]
-    out = tmp_path_factory.mktemp("fp32") / "bundle"
-    golden = bundle / "golden"
-    return export_bundle(reference_checkpoint, targets, (), golden, out, "1", lambda *_: None).bundle
+    return shared.export(reference_checkpoint, targets, (), reference_golden).bundle
 
 
 @pytest.fixture(scope="module", params=[*FP32_TARGETS, *FP16_TARGETS])
@@ -58,10 +55,9 @@ def target(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def home(target: str, request: pytest.FixtureRequest) -> Path:
+def home(target: str, bundle: Path, fp32_bundle: Path) -> Path:
     """The bundle that holds ``target``."""
-    folder: Path = request.getfixturevalue("fp32_bundle" if target.endswith("-fp32") else "bundle")
-    return folder
+    return fp32_bundle if target.endswith("-fp32") else bundle
 
 
 @pytest.fixture(scope="module")

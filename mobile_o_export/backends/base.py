@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -16,10 +16,11 @@ from mobile_o_export.precision import Precision
 from mobile_o_export.progress import Say
 
 if TYPE_CHECKING:
+    from mobile_o_export.backends.contents import Contents
     from mobile_o_export.checkpoint import Checkpoint
     from mobile_o_export.compression.activations import Statistics
     from mobile_o_export.compression.recipe import Recipe
-    from mobile_o_export.targets import Sequence
+    from mobile_o_export.targets import Sequence as Lengths
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class LowerRequest:
     target: str
     component: Component
     recipe: Recipe
-    sequence: Sequence
+    sequence: Lengths
     options: Mapping[str, Any]
     statistics: Statistics = field(default_factory=dict)
     absent: frozenset[str] = frozenset()
@@ -83,10 +84,11 @@ class Executor(Protocol):
     """Runs an artifact's graphs exactly as the files say: padded, masked, caches in and out.
 
     A context manager, closed at its end. ``runtime`` names what computes, so that a report can say what a
-    pass proves.
+    pass proves; ``rounds_to_half`` says whether it computes fp16 as fp16, result by result.
     """
 
     runtime: str
+    rounds_to_half: bool = False
 
     def run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs of the graph by the names in the file; states are kept between calls."""
@@ -107,6 +109,12 @@ class Executor(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def several_files(graphs: Sequence[GraphFile]) -> str:
+    """Why ``graphs``, all of which have to be in one file, cannot be opened; else an empty string."""
+    files = sorted({graph.file for graph in graphs})
+    return "" if len(files) == 1 else f"its graphs lie in {len(files)} files, and have to be in one"
 
 
 class Backend(Protocol):
@@ -156,6 +164,34 @@ class Backend(Protocol):
         ``graphs`` are each component's, their files below its own folder; ``options`` the target's.
         """
         del folder, graphs, options
+
+    def finishing(self, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """The names of the files that ``finish`` writes under a target's ``options``."""
+        del options
+        return ()
+
+    def constants(self, artifact: Artifact, folder: Path, component: str) -> Iterator[tuple[str, Array]]:
+        """Every constant of the files by its place, one at a time: the numbers that it stands for.
+
+        Raises:
+            MissingToolError: this host cannot read them.
+            ExportError: they contradict themselves.
+        """
+        ...
+
+    def contents(self, artifact: Artifact, folder: Path, component: str) -> Contents:
+        """What the files hold, read by other code than wrote them.
+
+        Raises:
+            MissingToolError: this host cannot read them.
+            ExportError: they contradict themselves.
+        """
+        ...
+
+    def layout_problem(self, component: str, graphs: Sequence[GraphFile]) -> str:
+        """Why the ``graphs`` of ``component`` cannot be opened as they lie, or an empty string."""
+        del component
+        return several_files(graphs)
 
     def open(self, artifact: Artifact, folder: Path, component: str) -> Executor:
         """An executor over the files; raises MissingToolError where this host has no runtime."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from mobile_o_export.bundle.manifest import Manifest
@@ -20,7 +20,7 @@ from mobile_o_export.pipelines.pipeline import Pipeline
 from mobile_o_export.pipelines.preprocessing import unit_image
 from mobile_o_export.pipelines.prompts import Task
 from mobile_o_export.pipelines.workbench import VISION
-from mobile_o_export.progress import Progress
+from mobile_o_export.progress import Progress, Say
 
 NO_CHAIN = "no golden chain of this task fits this target; record a golden on a shorter prompt (--prompts)"
 
@@ -54,11 +54,28 @@ def verify_chains(
     ``keep`` is given what every chain came to.
     """
     entry = manifest.targets[target]
-    gate = entry.chain_gate
     chains = chains_over(golden, entry.exported)
     if not chains:
         return []
-    assert gate is not None
+    assert entry.chain_gate is not None
+
+    def opened(say: Say) -> Pipeline:
+        # What a chain loads is given back before the next: a real model is several times its largest part.
+        return open_target(folder, manifest, target, keep=False, say=say)
+
+    return judge_chains(opened, golden, chains, target, entry.chain_gate, progress, keep)
+
+
+def judge_chains(
+    opened: Callable[[Say], Pipeline],
+    golden: Golden,
+    chains: Sequence[Chain],
+    target: str,
+    gate: ChainGate,
+    progress: Progress,
+    keep: Keep = _forget,
+) -> list[Row]:
+    """The verdict on every stage of ``chains`` over the pipeline that ``opened`` gives."""
     case = ""
 
     def say(phrase: str) -> None:
@@ -66,8 +83,7 @@ def verify_chains(
 
     rows: list[Row] = []
     idle = dict.fromkeys(task_of(chain) for chain in chains)
-    # What a chain loads is given back before the next: a real model is several times its largest part.
-    pipeline = open_target(folder, manifest, target, keep=False, say=say)
+    pipeline = opened(say)
     for chain in chains:
         case = chain.name
         with pipeline:
@@ -114,9 +130,13 @@ def _runtime(pipeline: Pipeline) -> str:
 def _answer_rows(
     pipeline: Pipeline, golden: Golden, chain: AnswerChain, target: str, gate: ChainGate
 ) -> tuple[Answer, list[Row]]:
-    """Picture → features → the prompt's logits → greedy tokens."""
+    """Picture → features → the prompt's logits → the token chosen after each of the golden's."""
     answer = pipeline.describe(
-        golden.tensor(chain.pixels), chain.question, max_tokens=len(chain.tokens), stop=False
+        golden.tensor(chain.pixels),
+        chain.question,
+        max_tokens=len(chain.tokens),
+        stop=False,
+        led_by=chain.tokens,
     )
     first, *_ = [token.logits for token in answer]
     judge = ChainJudge(target, _runtime(pipeline), gate)

@@ -10,9 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mobile_o_export import reference
-from mobile_o_export.bundle.manifest import CONFIG_FOLDER, EVALUATION_FOLDER, TOKENIZER_FOLDER, VECTORS_FOLDER
+from mobile_o_export.bundle.layout import LICENCE_NOTICE, TOKENIZER_FILE
+from mobile_o_export.bundle.manifest import (
+    CONFIG_FOLDER,
+    EVALUATION_FOLDER,
+    TOKENIZER_FOLDER,
+    VECTORS_FOLDER,
+    file_digest,
+)
 from mobile_o_export.bundle.vectors import write_vectors
-from mobile_o_export.errors import CheckpointError
+from mobile_o_export.errors import BundleError, CheckpointError
 from mobile_o_export.evaluation.tasks import PROMPTS, QUESTIONS
 from mobile_o_export.members import LINK, Members, entries
 from mobile_o_export.tokenizer import Tokenizer
@@ -20,22 +27,24 @@ from mobile_o_export.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from mobile_o_export.checkpoint import Checkpoint
 
-TOKENIZER_FILE = "tokenizer.json"
-LICENCE_NOTICE = "LICENCE-WEIGHTS.txt"
 
-
-def write_configs(checkpoint: Checkpoint, folder: Path) -> None:
+def write_configs(checkpoint: Checkpoint, folder: Path) -> dict[str, str]:
     """Writes ``tokenizer/``, ``config/``, ``vectors/`` and the weights' licence notice into ``folder``.
 
     And ``evaluation/``, where the checkpoint has tasks.
+
+    Returns:
+        SHA-256 of the files that came from the checkpoint's folder as they are, by their paths in ``folder``.
 
     Raises:
         ConfigError: the checkpoint's scheduler cannot be written as numbers.
     """
     for name in (TOKENIZER_FOLDER, CONFIG_FOLDER, VECTORS_FOLDER):
         (folder / name).mkdir()
+    copied = [LICENCE_NOTICE]
     for path in checkpoint.tokenizer_files:
         shutil.copyfile(path, folder / TOKENIZER_FOLDER / path.name)
+        copied.append(f"{TOKENIZER_FOLDER}/{path.name}")
     tokenizer = Tokenizer(folder / TOKENIZER_FOLDER)
     if not (folder / TOKENIZER_FOLDER / TOKENIZER_FILE).is_file():
         # What every tokenizers library of the platforms reads.
@@ -46,7 +55,10 @@ def write_configs(checkpoint: Checkpoint, folder: Path) -> None:
     tasks = checkpoint.path / EVALUATION_FOLDER
     if any((tasks / name).is_file() for name in (PROMPTS, QUESTIONS)):
         copy_tasks(tasks, folder / EVALUATION_FOLDER)
+        copied += [f"{EVALUATION_FOLDER}/{name}" for name, _ in entries(folder / EVALUATION_FOLDER)]
     (folder / LICENCE_NOTICE).write_text(checkpoint.licence, encoding="utf-8")
+    members = Members(folder, BundleError)
+    return {name: file_digest(members, name).sha256 for name in sorted(copied)}
 
 
 def copy_tasks(source: Path, folder: Path) -> None:

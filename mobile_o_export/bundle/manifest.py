@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -12,16 +13,17 @@ from typing import Any, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from mobile_o_export.backends.base import GraphFile
+from mobile_o_export.bundle.consistent import require_functions, require_target
 from mobile_o_export.components.base import FunctionSpec
 from mobile_o_export.compression.recipe import Recipe
-from mobile_o_export.errors import BundleError, GateError
+from mobile_o_export.errors import BundleError, GateError, UsageError
 from mobile_o_export.legible import legible
 from mobile_o_export.members import MemberKey, MemberName, Members, PlainKey, entries, is_file
 from mobile_o_export.parity.gates import ChainGate, Gate
 from mobile_o_export.strict import Strict, Versioned
 from mobile_o_export.targets import Sequence
 
-SCHEMA: Final = 3
+SCHEMA: Final = 4
 MANIFEST = "manifest.json"
 MANIFEST_DIGEST = "manifest.sha256"
 MANIFEST_SCHEMA = "manifest.schema.json"
@@ -32,6 +34,9 @@ CONFIG_FOLDER = "config"
 VECTORS_FOLDER = "vectors"
 EVALUATION_FOLDER = "evaluation"
 """The layout of a bundle."""
+
+ID_PREFIX = "sha256:"
+"""How the identity of a bundle begins: the digest of its manifest, which covers all of its files."""
 
 SHOWN_DAMAGE = 5
 
@@ -69,11 +74,18 @@ class FileEntry(Strict):
 
 
 class ComponentEntry(Strict):
-    """One component on one target: its graphs' I/O contracts and files, or why it is not here."""
+    """One component on one target: its graphs' I/O contracts and files, or why it is not here.
+
+    Attributes:
+        folder: where below the bundle its graphs' ``file`` starts from.
+        files: its own, paths below the bundle.
+        size_bytes: of those.
+    """
 
     recipe: Recipe | None = None
     gate: Gate | None = None
     folder: MemberName | Literal[""] = ""
+    files: tuple[MemberName, ...] = ()
     size_bytes: int = 0
     graphs: tuple[GraphFile, ...] = ()
     skipped: str | None = None
@@ -110,12 +122,14 @@ class CheckpointEntry(Strict):
 
     Attributes:
         component_parameters: of each component that was exported, by name.
+        sources: SHA-256 of the files that were copied from its folder, by their paths in the bundle.
     """
 
     digest: str
     parameters: int
     component_parameters: dict[str, int] = Field(default_factory=dict)
     adapter: str | None = None
+    sources: dict[str, str] = Field(default_factory=dict)
 
 
 class Manifest(Strict):
@@ -129,16 +143,25 @@ class Manifest(Strict):
         functions: each component's functions in unpadded shapes; the graphs that realise them are under
             ``targets``.
         targets: by name.
+        calibration: digests of the tensors of further goldens that activations were calibrated on.
         files: every file of the bundle but this one and its digest, by path.
     """
 
-    schema_version: Literal[3]
+    schema_version: Literal[4]
     bundle_version: str
     made_with: dict[str, str]
     checkpoint: CheckpointEntry
     functions: dict[PlainKey, tuple[FunctionSpec, ...]]
     targets: dict[PlainKey, TargetEntry]
+    calibration: tuple[str, ...] = ()
     files: dict[MemberKey, FileEntry]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        require_functions(self.functions)
+        for name, entry in self.targets.items():
+            require_target(name, entry, self.functions)
+        return self
 
 
 def json_schema() -> str:
@@ -189,6 +212,26 @@ def read_manifest(folder: Path) -> Manifest:
 def manifest_digest(folder: Path) -> str:
     """Hex SHA-256 of the manifest of the bundle in ``folder``, which stands for all of its files."""
     return sha256(Members(folder, BundleError).read(MANIFEST)).hexdigest()
+
+
+def require_expected(folder: Path, expected: str) -> None:
+    """Raises unless the bundle in ``folder`` has the identity ``expected``, or none is.
+
+    Raises:
+        UsageError: it is no digest.
+        DamagedBundleError: the bundle is another.
+    """
+    if not expected:
+        return
+    wanted = expected.removeprefix(ID_PREFIX).lower()
+    if not re.fullmatch("[0-9a-f]{64}", wanted):
+        raise UsageError(
+            f"--expect {expected}: is no identity of a bundle, which is {ID_PREFIX} and 64 hexadecimal "
+            f"digits. 'mobile-o-export verify' prints it, and {MANIFEST_DIGEST} holds it."
+        )
+    if wanted != manifest_digest(folder):
+        reason = f"is not the expected one: its identity is {ID_PREFIX}{manifest_digest(folder)}"
+        raise DamagedBundleError(folder, [Damage(MANIFEST, reason)])
 
 
 def file_entries(folder: Path, parts: Collection[str] = ()) -> dict[str, FileEntry]:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
+
+import numpy as np
 
 from mobile_o_export.bundle.chains import Chain, task_of
-from mobile_o_export.bundle.manifest import TOKENIZER_FOLDER
-from mobile_o_export.errors import BundleError
+from mobile_o_export.bundle.manifest import TOKENIZER_FOLDER, Damage
+from mobile_o_export.errors import BundleError, ExportError
 from mobile_o_export.golden import AnswerChain, Golden
-from mobile_o_export.members import MemberName, Members
-from mobile_o_export.parity.metrics import Array
+from mobile_o_export.members import MemberName, Members, entries
+from mobile_o_export.parity.chain import CHAIN
+from mobile_o_export.parity.judge import Row, Status
+from mobile_o_export.parity.metrics import Array, psnr_db
 from mobile_o_export.pipelines.answering import Answer
 from mobile_o_export.pipelines.drawing import Drawing
 from mobile_o_export.pipelines.pipeline import TORCH
 from mobile_o_export.pipelines.preprocessing import as_picture
+from mobile_o_export.png import opened_png
 from mobile_o_export.strict import Strict
 from mobile_o_export.tokenizer import Tokenizer
 
@@ -24,6 +30,16 @@ OUTCOMES_FOLDER = "chains"
 OUTCOMES = "chains.json"
 MOST_NAME_CHARACTERS = 60
 """Of a picture's name: a chain's is the user's own, and may be longer than a file's."""
+
+OUTPUTS = {"picture": "image", "answer": "tokens"}
+"""What a verdict calls what comes out of a chain."""
+
+PIXEL_LEVELS = 255.0
+ROUNDED_DB, ROUNDING_DB = 50.0, 2.0
+"""Two pictures whose values are rounded to 8 bits: up to here their distance shows, to within so much."""
+
+SAME_PICTURE_DB = 45.0
+"""PSNR of two pictures that two CPUs make of one chain, at least."""
 
 
 class Outcome(Strict):
@@ -119,3 +135,136 @@ class OutcomeWriter:
         if not (self._bundle / place).exists():
             as_picture(image).save(self._bundle / place, optimize=True)
         return place
+
+
+class OutcomeCheck:
+    """Compares what a bundle keeps of its targets' chains with what comes out of them now.
+
+    Attributes:
+        problems: what differs, by file.
+    """
+
+    def __init__(self, bundle: Path) -> None:
+        self._bundle = bundle
+        self._kept = {
+            (outcome.target, outcome.task, outcome.case): outcome
+            for outcome in Outcomes.read(bundle).outcomes
+        }
+        self.problems: list[Damage] = []
+
+    def add(self, target: str, chain: Chain, result: Drawing | Answer) -> None:
+        """What ``target`` made of ``chain`` now."""
+        index = f"{OUTCOMES_FOLDER}/{OUTCOMES}"
+        kept = self._kept.get((target, task_of(chain), chain.name))
+        if kept is None:
+            self.problems.append(Damage(index, f"lacks what {target} made of {chain.name!r}"))
+        elif isinstance(result, Answer):
+            if kept.answer != result.text:
+                self.problems.append(Damage(index, f"has another answer of {target} to {chain.name!r}"))
+        elif kept.picture is not None:
+            drawn = np.asarray(as_picture(result.image))
+            pixels = _pixels(self._bundle, kept.picture, len(drawn))
+            if _psnr_db(drawn, pixels) < SAME_PICTURE_DB:
+                self.problems.append(Damage(kept.picture, "is not what the files draw"))
+
+
+def other_outcomes(
+    folder: Path, golden: Golden, tokenizer: Tokenizer, rows: Iterable[Row]
+) -> Iterator[Damage]:
+    """Pictures and answers of PyTorch's that are not the golden's, and of targets that are none of theirs."""
+    index = f"{OUTCOMES_FOLDER}/{OUTCOMES}"
+    try:
+        outcomes = Outcomes.read(folder).outcomes
+    except ExportError as error:
+        yield Damage(index, str(error))
+        return
+    expected: dict[tuple[str, str], tuple[str, Any]] = {
+        (chain.name, "picture"): (chain.prompt, golden.tensor(chain.image)) for chain in golden.index.drawings
+    }
+    expected |= {
+        (chain.name, "answer"): (chain.question, tokenizer.decode(chain.tokens))
+        for chain in golden.index.answers
+    }
+    starts = [(chain.name, chain.pixels) for chain in golden.index.drawings]
+    starts += [(chain.name, chain.pixels) for chain in golden.index.answers]
+    # The encoder's input is in 0..1, where pictures are made of what is in -1..1.
+    given = {name: 2 * golden.tensor(key) - 1 for name, key in starts if key is not None}
+    recorded = {
+        (row.target, row.function, row.case, row.output): row for row in rows if row.component == CHAIN
+    }
+    named = {index}
+    for outcome in outcomes:
+        kind = "answer" if outcome.picture is None else "picture"
+        prompt, truth = expected.get((outcome.case, kind), (None, None))
+        if prompt != outcome.prompt:
+            yield Damage(index, f"has a chain {outcome.case!r} that the golden does not have")
+        elif outcome.target == TORCH and kind == "answer":
+            if outcome.answer != truth:
+                yield Damage(index, f"has another answer of PyTorch's to {outcome.case!r} than the golden")
+        elif outcome.target == TORCH:
+            yield from _unlike(folder, str(outcome.picture), truth)
+        elif row := recorded.get((outcome.target, outcome.task, outcome.case, OUTPUTS[kind])):
+            yield from _unrecorded(folder, outcome, truth, row)
+        else:
+            yield Damage(index, f"has {kind} {outcome.case!r} of {outcome.target}, which nobody judged")
+        if outcome.given is not None and outcome.case in given and outcome.given not in named:
+            yield from _unlike(folder, outcome.given, given[outcome.case])
+        if (outcome.given is None) != (outcome.case not in given):
+            yield Damage(index, f"is wrong about the picture that {outcome.case!r} starts from")
+        named |= {name for name in (outcome.picture, outcome.given) if name is not None}
+    told = {outcome.case for outcome in outcomes if outcome.target == TORCH}
+    for case, _ in expected:
+        if case not in told:
+            yield Damage(index, f"lacks what PyTorch made of {case!r}")
+    for inner, _ in entries(folder / OUTCOMES_FOLDER):
+        if (name := f"{OUTCOMES_FOLDER}/{inner}") not in named:
+            yield Damage(name, f"is not in {OUTCOMES}")
+
+
+def _unrecorded(folder: Path, outcome: Outcome, truth: Any, row: Row) -> Iterator[Damage]:
+    """A target's picture or answer that is further from PyTorch's than what was judged."""
+    if outcome.picture is None:
+        if not row.tied_tokens and row.status is Status.PASSED and outcome.answer != truth:
+            index = f"{OUTCOMES_FOLDER}/{OUTCOMES}"
+            yield Damage(index, f"has another answer of {outcome.target} to {outcome.case!r} than was judged")
+        return
+    wanted = np.asarray(as_picture(truth))
+    try:
+        pixels = _pixels(folder, outcome.picture, len(wanted))
+    except ExportError as error:
+        yield Damage(outcome.picture, str(error))
+        return
+    if row.psnr_db is not None:
+        level = _psnr_db(wanted, pixels)
+        # Rounding to 8 bits hides small differences and adds little to large ones.
+        if level < min(row.psnr_db, ROUNDED_DB) - ROUNDING_DB:
+            yield Damage(
+                outcome.picture, f"is {level:.1f} dB from PyTorch's, and {row.psnr_db:.1f} dB was judged"
+            )
+
+
+def _unlike(folder: Path, name: str, image: Any) -> Iterator[Damage]:
+    """A picture whose pixels are not those of the golden's ``image``."""
+    wanted = np.asarray(as_picture(image))
+    try:
+        pixels = _pixels(folder, name, len(wanted))
+    except ExportError as error:
+        yield Damage(name, str(error))
+        return
+    if not np.array_equal(pixels, wanted):
+        yield Damage(name, "is not the golden's picture")
+
+
+def _pixels(folder: Path, name: str, side: int) -> Array:
+    """uint8 [side, side, 3] of a PNG of the bundle in ``folder``.
+
+    Raises:
+        BundleError: it is none, or of another size.
+    """
+    with opened_png(Members(folder, BundleError), name, side) as (picture, _):
+        return np.asarray(picture.convert("RGB"))
+
+
+def _psnr_db(wanted: Array, pixels: Array) -> float:
+    """Of two pictures of one shape, uint8."""
+    return psnr_db(wanted / PIXEL_LEVELS, pixels / PIXEL_LEVELS)

@@ -23,10 +23,27 @@ from mobile_o_export.pipelines.pipeline import Pipeline
 from mobile_o_export.pipelines.runner import Limits
 from mobile_o_export.pipelines.settings import Settings
 from mobile_o_export.pipelines.workbench import Workbench
+from mobile_o_export.precision import Precision
 from mobile_o_export.progress import Say, silent
 from mobile_o_export.session import Session
 from mobile_o_export.strict import nearest
 from mobile_o_export.tokenizer import Tokenizer
+
+FP16_AS_FP32 = ", fp16 computed in fp32"
+"""Of a runtime whose results say nothing of what overflows or rounds in a device's fp16 arithmetic."""
+
+
+def artifact_of(folder: Path, entry: ComponentEntry) -> tuple[Artifact, Path]:
+    """The graphs of a component of the bundle in ``folder``, and the folder that their files start from.
+
+    Raises:
+        GateError: a file is missing, or is none.
+    """
+    members = Members(folder, GateError)
+    for file in {graph.file for graph in entry.graphs}:
+        # Vendors' readers open paths, and follow whatever lies there.
+        members.tree(f"{entry.folder}/{file}" if entry.folder else file)
+    return Artifact(entry.graphs), folder / entry.folder
 
 
 class BundleRunners:
@@ -53,14 +70,13 @@ class BundleRunners:
             ExportError: the files cannot be loaded.
         """
         entry = self._entry(name)
-        members = Members(self._folder, GateError)
-        for file in {graph.file for graph in entry.graphs}:
-            # Vendors' readers open paths, and follow whatever lies there.
-            members.tree(f"{entry.folder}/{file}" if entry.folder else file)
         vendor = backend(self._manifest.targets[self._target].backend)
-        with vendor.open(Artifact(entry.graphs), self._folder / entry.folder, name) as executor:
+        with vendor.open(*artifact_of(self._folder, entry), name) as executor:
             graphs = [graph.spec for graph in entry.graphs]
-            yield Session(self._manifest.functions[name], graphs, executor)
+            session = Session(self._manifest.functions[name], graphs, executor)
+            if entry.recipe is not None and entry.recipe.floating == Precision.FP16:
+                session.runtime += "" if executor.rounds_to_half else FP16_AS_FP32
+            yield session
 
     def _entry(self, name: str) -> ComponentEntry:
         entry = self._manifest.targets[self._target].components.get(name)

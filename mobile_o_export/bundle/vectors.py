@@ -6,13 +6,17 @@ An app that passes them sees and draws what the reference does; each is a way in
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mobile_o_export.bundle.manifest import VECTORS_FOLDER, Damage
+from mobile_o_export.errors import BundleError, ExportError
+from mobile_o_export.members import Members, entries
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.pipelines import noise
 from mobile_o_export.pipelines.preprocessing import cropped_pixels, load_picture
@@ -39,7 +43,15 @@ TEXTS = (
 """Contractions, numbers, white space, accents, combining marks, scripts without spaces, right to left, joined
 emoji, and a special token in the user's words."""
 
+PICTURES_FOLDER = "pictures"
+
 SEEDS = (0, 1, 42, 20260220, noise.LARGEST_SEED)
+NOISE_TOLERANCE = 1e-5
+"""By how much logarithms and cosines of another mathematical library may make the numbers differ."""
+
+JPEG_LEVELS = 3
+"""By how much another JPEG codec or bicubic filter may differ, of 255."""
+
 LISTED_WORDS, LISTED_VALUES = 8, 64
 SAMPLES = 5
 """Pixels listed along each axis."""
@@ -47,7 +59,7 @@ SAMPLES = 5
 
 def write_vectors(settings: Settings, tokenizer: Tokenizer, folder: Path) -> None:
     """Writes ``tokenizer.json``, ``noise.json``, ``preprocessing.json`` and its pictures into ``folder``."""
-    pictures = folder / "pictures"
+    pictures = folder / PICTURES_FOLDER
     pictures.mkdir()
     contents = {
         "tokenizer": {"cases": [_tokens(settings, tokenizer, task, text) for task in Task for text in TEXTS]},
@@ -97,7 +109,7 @@ def _noise(shape: tuple[int, ...]) -> dict[str, Any]:
     return {
         "recipe": (noise.__doc__ or "").splitlines(),
         "latent_shape": list(shape),
-        "tolerance": 1e-5,
+        "tolerance": NOISE_TOLERANCE,
         "cases": cases,
     }
 
@@ -169,3 +181,73 @@ def _scene(width: int, height: int) -> Array:
     scene = np.stack([red, green, blue], axis=-1)
     scene[grid & ~disc] *= 0.75
     return scene.astype(np.uint8)
+
+
+def other_vectors(home: Path, settings: Settings, tokenizer: Tokenizer) -> Iterator[Damage]:
+    """The files in ``home`` that are not what this version makes of the bundle's settings and tokenizer."""
+    with TemporaryDirectory(prefix="mobile-o-vectors-") as work:
+        again = Path(work)
+        write_vectors(settings, tokenizer, again)
+        wanted, found = _names(again), _names(home)
+        for name in sorted(wanted ^ found):
+            yield Damage(f"{VECTORS_FOLDER}/{name}", "is missing" if name in wanted else "is no vector")
+        shipped, drawn = Members(home, BundleError), Members(again, BundleError)
+        for name in sorted(wanted & found):
+            if shipped.read(name) == drawn.read(name):
+                continue
+            if name.startswith(f"{PICTURES_FOLDER}/"):
+                problem = _other_picture(shipped.file(name), drawn.file(name))
+            else:
+                problem = _other_vectors(shipped.text(name), drawn.text(name))
+            if problem:
+                yield Damage(f"{VECTORS_FOLDER}/{name}", problem)
+
+
+def _names(folder: Path) -> set[str]:
+    """Every file below ``folder``."""
+    return {name for name, _ in entries(folder)}
+
+
+def _other_picture(path: Path, again: Path) -> str:
+    """How a picture differs from the one that is drawn again; another library may write other bytes."""
+    try:
+        wanted = np.asarray(load_picture(again)).astype(np.int16)
+        pixels = np.asarray(load_picture(path, most_pixels=wanted.shape[0] * wanted.shape[1])).astype(
+            np.int16
+        )
+    except ExportError as error:
+        return str(error)
+    allowed = JPEG_LEVELS if path.suffix == ".jpg" else 0
+    if pixels.shape != wanted.shape or int(np.abs(pixels - wanted).max()) > allowed:
+        return "shows something else"
+    return ""
+
+
+def _other_vectors(text: str, again: str) -> str:
+    """The first place where two files of vectors differ by more than they allow."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        return f"is not valid JSON: {error}"
+    place = _difference(value, json.loads(again))
+    return f"has another value at {place}" if place is not None else ""
+
+
+def _difference(value: Any, wanted: Any, place: str = "") -> str | None:
+    """Where two JSON values differ, numbers with fractions by more than the vectors' tolerance."""
+    if type(value) is not type(wanted):
+        return place or "its top"
+    if isinstance(wanted, dict):
+        if value.keys() != wanted.keys():
+            return place or "its top"
+        pairs: Iterable[tuple[Any, Any, Any]] = ((key, value[key], wanted[key]) for key in wanted)
+    elif isinstance(wanted, list):
+        if len(value) != len(wanted):
+            return place or "its top"
+        pairs = ((index, *pair) for index, pair in enumerate(zip(value, wanted, strict=True)))
+    elif isinstance(wanted, float):
+        return None if abs(value - wanted) <= NOISE_TOLERANCE else place
+    else:
+        return None if value == wanted else place
+    found = (_difference(one, other, f"{place}/{key}") for key, one, other in pairs)
+    return next((where for where in found if where is not None), None)

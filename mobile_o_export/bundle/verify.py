@@ -1,92 +1,194 @@
-"""Replays goldens on a bundle's files and judges every output. Needs neither checkpoint nor PyTorch model."""
+"""Verifies a bundle: its files against their rules and records, its outputs against goldens and levels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from mobile_o_export.bundle.chains import chains_over, verify_chains
+from mobile_o_export.bundle.findings import BUNDLE, Finding
 from mobile_o_export.bundle.manifest import (
     GOLDEN_FOLDER,
     MANIFEST,
-    ComponentEntry,
+    PARITY_REPORT,
     Damage,
     DamagedBundleError,
     Manifest,
     damage,
     read_manifest,
+    require_expected,
 )
-from mobile_o_export.bundle.runners import BundleRunners, require_known
-from mobile_o_export.components.base import Continuity, FunctionSpec, GraphSpec
-from mobile_o_export.errors import ExportError, GoldenError, MissingToolError, UsageError
-from mobile_o_export.golden import Case, Golden
+from mobile_o_export.bundle.outcomes import OUTCOMES_FOLDER, OutcomeCheck
+from mobile_o_export.bundle.parts import check_chain_gate, check_component
+from mobile_o_export.bundle.replay import finished, verify_component
+from mobile_o_export.bundle.rules import check_bundle
+from mobile_o_export.bundle.runners import require_known
+from mobile_o_export.bundle.source import Source
+from mobile_o_export.bundle.verdicts import ParityReport
+from mobile_o_export.components.registry import COMPONENT_NAMES
+from mobile_o_export.errors import BundleError, GoldenError, MissingToolError, UsageError
+from mobile_o_export.golden import Golden
+from mobile_o_export.members import Members
 from mobile_o_export.parity.chain import CHAIN
-from mobile_o_export.parity.judge import NO_RUNTIME, Judge, Row, Status, verdict
-from mobile_o_export.parity.metrics import Array
+from mobile_o_export.parity.judge import NO_RUNTIME, Row, Status, verdict
+from mobile_o_export.parity.levels import Scope, held
 from mobile_o_export.progress import Done, Progress
-from mobile_o_export.session import Session
-from mobile_o_export.tensors import TensorSpec
+from mobile_o_export.snapshot import Snapshot
 
-IDLE_GRAPH = "no golden case runs this graph; record a golden on a prompt of its length (--prompts)"
-UNCOMPARED = "no golden case compares this output on this graph; record one of its length (--prompts)"
 FILES = "files"
 """What rows about a damaged bundle have for a component; their target is ``bundle``."""
 
 
-def verify_bundle(
-    folder: Path,
-    targets: Sequence[str],
-    components: Sequence[str],
-    progress: Progress,
-    *,
-    chains: bool = False,
-) -> list[Row]:
-    """The verdict on every output of the chosen targets and components (all where none are named).
+@dataclass(frozen=True)
+class Wish:
+    """What to verify, and against what.
 
-    With ``chains`` the targets' whole chains are run as well.
+    Attributes:
+        targets, components: by name; all where none are named.
+        chains: whether to run whole chains as well.
+        expected: the identity that the bundle has to have, hex SHA-256 of its manifest; any where empty.
+        source: the checkpoint that it has to follow from; the bundle's own records where there is none.
+    """
+
+    targets: Sequence[str] = ()
+    components: Sequence[str] = ()
+    chains: bool = False
+    expected: str = ""
+    source: Source | None = None
+
+
+def verify_bundle(folder: Path, wish: Wish, progress: Progress) -> list[Row]:
+    """The verdict on every output of the chosen targets and components, and on all that binds the bundle.
 
     Raises:
         BundleError: there is no bundle in ``folder``.
-        DamagedBundleError: a file is missing, changed or added, or the golden is not the bundle's;
-            nothing is run then.
+        DamagedBundleError: it is not the expected one; a file is missing, changed or added; the golden or the
+            record of verdicts is unusable; or a file changed while it was verified.
         UsageError: a named target or component is not in the bundle, or skipped in it; or chains are
             wanted, and the components are not all there.
     """
     manifest = read_manifest(folder)
-    for name in targets:
+    require_expected(folder, wish.expected)
+    for name in wish.targets:
         require_known(name, manifest.targets, "target", folder)
-    for name in components:
+    for name in wish.components:
         require_known(name, manifest.functions, "component", folder)
+    before = Snapshot.of(folder)
     if problems := damage(folder, manifest):
         raise DamagedBundleError(folder, problems)
     chosen = [
         (target, component)
-        for target in dict.fromkeys(targets or manifest.targets)
-        for component in dict.fromkeys(components or manifest.targets[target].components)
+        for target in dict.fromkeys(wish.targets or manifest.targets)
+        for component in dict.fromkeys(wish.components or manifest.targets[target].components)
         if component in manifest.targets[target].exported
     ]
-    if not chosen and (targets or components):
+    if not chosen and (wish.targets or wish.components):
         raise UsageError(
             f"{folder}: the chosen targets skip the chosen components. Choose others; "
             f"{folder / MANIFEST} says what was exported."
         )
-    rows: list[Row] = []
     try:
         golden = Golden.open(folder / GOLDEN_FOLDER)
         golden.require_checkpoint(manifest.checkpoint.digest)
-        chained = _chained(folder, manifest, golden, targets) if chains else []
-        for target, component in chosen:
-            found = verify_component(folder, manifest, golden, target, component, progress)
-            progress(target, component, finished(found))
-            rows += found
-        for target in chained:
-            found = verify_chains(folder, manifest, golden, target, progress)
-            progress(target, CHAIN, finished(found))
-            rows += found
+        report = Members(folder, BundleError).json(PARITY_REPORT, ParityReport)
+        chained = _chained(folder, manifest, golden, wish.targets) if wish.chains else []
+        rows = [
+            row
+            for finding in _checked(folder, manifest, golden, report, chosen, progress)
+            for row in finding.rows()
+        ]
+        judged = _judged(folder, manifest, golden, chosen, chained, progress)
     except GoldenError as error:
         raise DamagedBundleError(folder, [Damage(GOLDEN_FOLDER, f"is unusable ({error})")]) from error
+    except BundleError as error:
+        raise DamagedBundleError(folder, [Damage(PARITY_REPORT, f"is unusable ({error})")]) from error
+    scope = Scope({target for target, _ in chosen}, {part for _, part in chosen}, wish.chains)
+    rows += held(judged, report.rows, scope)
+    if not judged:
+        nothing = Damage("outputs", "none was compared")
+        rows += Finding(BUNDLE, "outputs", "outputs", "some are compared", (nothing,)).rows()
+    if wish.source is not None:
+        rows += _derived(folder, manifest, golden, wish.source, chosen, chained, progress)
+    if changes := before.changes():
+        raise DamagedBundleError(
+            folder,
+            [
+                Damage(change.path.relative_to(folder).as_posix(), f"{change.reason} while it was verified")
+                for change in changes
+            ],
+        )
     return rows
+
+
+def _derived(
+    folder: Path,
+    manifest: Manifest,
+    golden: Golden,
+    source: Source,
+    chosen: Sequence[tuple[str, str]],
+    chained: Sequence[str],
+    progress: Progress,
+) -> list[Row]:
+    """What the checkpoint says of the bundle."""
+    progress("checkpoint", "", "computing its digest")
+    rows = [row for finding in source.check_bundle(manifest) for row in finding.rows()]
+    names = [name for name in COMPONENT_NAMES if name in {component for _, component in chosen}]
+    rows += source.judge(manifest, golden, names, bool(chained), progress)
+    for target, component in chosen:
+        found = [
+            row
+            for finding in source.check_component(folder, manifest, golden, target, component, progress)
+            for row in finding.rows()
+        ]
+        progress(target, component, Done(f"lowered again, {verdict(found)}"))
+        rows += found
+    return rows
+
+
+def _judged(
+    folder: Path,
+    manifest: Manifest,
+    golden: Golden,
+    chosen: Sequence[tuple[str, str]],
+    chained: Sequence[str],
+    progress: Progress,
+) -> list[Row]:
+    """The verdicts on outputs: of every chosen component, then of whole chains."""
+    rows: list[Row] = []
+    for target, component in chosen:
+        found = verify_component(folder, manifest, golden, target, component, progress)
+        progress(target, component, finished(found))
+        rows += found
+    for target in chained:
+        check = OutcomeCheck(folder)
+        found = verify_chains(folder, manifest, golden, target, progress, check.add)
+        progress(target, CHAIN, finished(found))
+        rows += found
+        rule = "what the files draw and answer now"
+        rows += Finding(target, OUTCOMES_FOLDER, "pictures and answers", rule, tuple(check.problems)).rows()
+    return rows
+
+
+def _checked(
+    folder: Path,
+    manifest: Manifest,
+    golden: Golden,
+    report: ParityReport,
+    chosen: Sequence[tuple[str, str]],
+    progress: Progress,
+) -> Iterator[Finding]:
+    """What can be said of the bundle without computing an output."""
+    progress(BUNDLE, "", "checking its files against their rules")
+    yield from check_bundle(folder, manifest, golden, report)
+    for target in dict.fromkeys(target for target, _ in chosen):
+        yield check_chain_gate(folder, manifest, target)
+    for target, component in chosen:
+        progress(target, component, "restoring its constants")
+        try:
+            yield from check_component(folder, manifest, target, component)
+        except MissingToolError as error:
+            yield Finding(target, component, "files", "restored as exported", undecided=str(error))
 
 
 def _chained(folder: Path, manifest: Manifest, golden: Golden, targets: Sequence[str]) -> list[str]:
@@ -106,18 +208,11 @@ def _chained(folder: Path, manifest: Manifest, golden: Golden, targets: Sequence
     return chosen
 
 
-def finished(rows: Sequence[Row]) -> Done:
-    """How verifying one component went."""
-    if {row.status for row in rows} == {Status.NOT_RUN}:
-        return Done("not run here")
-    return Done(f"verified, {verdict(rows)}")
-
-
 def damage_rows(error: DamagedBundleError) -> list[Row]:
     """A failed row a damaged file, for reports."""
     return [
         Row(
-            target="bundle",
+            target=BUNDLE,
             component=FILES,
             function="",
             case="",
@@ -129,120 +224,3 @@ def damage_rows(error: DamagedBundleError) -> list[Row]:
         )
         for found in error.damage
     ]
-
-
-def verify_component(
-    folder: Path, manifest: Manifest, golden: Golden, target: str, component: str, progress: Progress
-) -> list[Row]:
-    """The verdict on every output of one component on one target."""
-    entry = manifest.targets[target].components[component]
-    assert entry.gate is not None
-    progress(target, component, "loading")
-    with ExitStack() as stack:
-        try:
-            session = stack.enter_context(BundleRunners(folder, manifest, target).open(component))
-        except MissingToolError as error:
-            return [_unrun(target, component, entry, Status.NOT_RUN, str(error))]
-        except ExportError as error:
-            return [_unrun(target, component, entry, Status.FAILED, str(error))]
-        judge = Judge(target, component, session.runtime, entry.gate)
-        longest = manifest.targets[target].sequence.longest
-        found = list(
-            replay(session, golden, component, longest, judge, lambda case: progress(target, component, case))
-        )
-        rows = [row for _, row in found]
-        compared = {(graph, row.function, row.output) for graph, row in found}
-        functions = manifest.functions[component]
-        for graph in entry.graphs:
-            name = graph.spec.name
-            if name not in session.graphs_run:
-                rows.append(judge.row(name, "", "", Status.FAILED, IDLE_GRAPH))
-                continue
-            rows += [
-                judge.row(function, f"@{name}", output, Status.FAILED, UNCOMPARED)
-                for function, output in _owed(graph.spec, functions)
-                if (name, function, output) not in compared
-            ]
-    return rows
-
-
-def _owed(graph: GraphSpec, functions: Sequence[FunctionSpec]) -> Iterator[tuple[str, str]]:
-    """The (function, output) pairs that have to be compared in cases that begin on ``graph``.
-
-    A graph that starts a sequence is judged by what continues it too: nothing else reads its KV cache.
-    """
-    starts = False
-    for function in functions:
-        if function.name in graph.functions and function.continuity is not Continuity.CONTINUES:
-            starts |= function.continuity is Continuity.STARTS
-            yield from ((function.name, output.name) for output in function.outputs)
-    for function in functions:
-        if starts and function.continuity is Continuity.CONTINUES:
-            yield from ((function.name, output.name) for output in function.outputs)
-
-
-def replay(
-    session: Session,
-    golden: Golden,
-    component: str,
-    longest: int,
-    judge: Judge,
-    progress: Callable[[str], None],
-) -> Iterator[tuple[str, Row]]:
-    """Each case of ``component``, on every graph that its first call fits: the graph's name and the verdicts.
-
-    A prompt beyond ``longest``, the target's own limit, is no case of this target: a session refuses it.
-    Nor is one whose padding a graph cannot tell from it; whole chains show what becomes of that.
-    """
-    specs = {
-        function.name: {spec.name: spec for spec in function.outputs}
-        for function in golden.functions(component)
-    }
-    for case in golden.cases(component):
-        first = case.steps[0]
-        inputs = golden.inputs(first)
-        length = session.length_of(first.function, inputs)
-        graphs = session.graphs_for(first.function, length)
-        if length is not None and length > longest:
-            continue
-        if not graphs:
-            yield "", judge.row(first.function, case.name, "", Status.FAILED, "no graph takes this length")
-        for graph in graphs:
-            if not session.can_tell(graph, first.function, inputs):
-                continue
-            progress(f"{case.name} on {graph.name}")
-            for row in _replay_case(session, case, graph.name, golden, specs, judge):
-                yield graph.name, row
-
-
-def _replay_case(
-    session: Session,
-    case: Case,
-    graph: str,
-    golden: Golden,
-    specs: Mapping[str, Mapping[str, TensorSpec]],
-    judge: Judge,
-) -> Iterator[Row]:
-    """The rows of one case; a call that fails fails every output that was still to come."""
-    problem = ""
-    for index, step in enumerate(case.steps):
-        outputs: dict[str, Array] = {}
-        if not problem:
-            try:
-                outputs = session.run(step.function, golden.inputs(step), graph if index == 0 else None)
-            except ExportError as error:
-                problem = str(error)
-        name = case.name if len(case.steps) == 1 else f"{case.name}#{index}"
-        label = f"{name}@{graph}"
-        for output, key in step.outputs.items():
-            if problem:
-                yield judge.row(step.function, label, output, Status.FAILED, problem)
-            else:
-                spec = specs[step.function][output]
-                yield judge.compare(step.function, label, spec, golden.tensor(key), outputs.get(output))
-
-
-def _unrun(target: str, component: str, entry: ComponentEntry, status: Status, reason: str) -> Row:
-    """The one row of a component whose files could not be opened."""
-    assert entry.gate is not None
-    return Judge(target, component, NO_RUNTIME, entry.gate).row("", "", "", status, reason)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from mobile_o_export.errors import CheckpointError
 from mobile_o_export.members import require_no_special_file
+from mobile_o_export.strict import MOST_LAYERS, MOST_WIDTH, parse_json
 
 BUILT_IN_DIFFUSION: Mapping[str, str] = {
     "Efficient-Large-Model/Sana_600M_512px_diffusers": "sana-600m-512",
@@ -23,8 +23,20 @@ _DATA = Path(__file__).parent / "data"
 GUIDANCE = "guidance_scale"
 """Key of a checkpoint's own guidance; the published ones leave it out."""
 
+MOST_GUIDANCE = 100.0
+"""Far beyond use, and far from overflow."""
+
 _VISION_STRIDE = 64
 """Pixels of one image token's side: FastViTHD halves the resolution six times."""
+
+MOST_PIXELS = 8192
+"""Of a side of a picture: eight times the published encoder's, and few enough to be allocated."""
+
+MOST_LATENT = 1024
+"""Of a side of a latent."""
+
+MOST_STAGES = 8
+"""Of a VAE, each of which doubles a side."""
 
 _LANGUAGE_KEYS = (
     "vocab_size",
@@ -82,10 +94,15 @@ class DiffusionConfig:
                     "Point diffusion_name_or_path at a SANA folder."
                 )
         where = f"{self.source}: transformer/config.json"
-        for key in ("num_layers", "num_attention_heads", "attention_head_dim", "caption_channels",
-                    "in_channels", "out_channels", "sample_size", "patch_size"):  # fmt: skip
+        _positive_int(self.transformer, "num_layers", where, MOST_LAYERS)
+        for key in ("num_attention_heads", "attention_head_dim", "caption_channels",
+                    "in_channels", "out_channels", "patch_size"):  # fmt: skip
             _positive_int(self.transformer, key, where)
+        _positive_int(self.transformer, "sample_size", where, MOST_LATENT)
+        _require_plausible(self.transformer, where)
+        _require_plausible(self.vae, f"{self.source}: vae/config.json")
         _positive_int(self.vae, "latent_channels", f"{self.source}: vae/config.json")
+        _require_stages(self.vae, f"{self.source}: vae/config.json")
         _positive_number(self.vae, "scaling_factor", f"{self.source}: vae/config.json")
         if self.transformer["in_channels"] != self.vae["latent_channels"]:
             raise CheckpointError(
@@ -169,9 +186,14 @@ class MobileOConfig:
     raw: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-                    "num_attention_heads", "num_key_value_heads"):  # fmt: skip
+        _positive_int(self.language, "num_hidden_layers", "config.json", MOST_LAYERS)
+        for key in ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads",
+                    "num_key_value_heads"):  # fmt: skip
             _positive_int(self.language, key, "config.json")
+        if "max_position_embeddings" in self.language:
+            _positive_int(self.language, "max_position_embeddings", "config.json")
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            _require_token_ids(self.language, key)
         for key in ("rms_norm_eps", "rope_theta"):
             _positive_number(self.language, key, "config.json")
         width, heads = self.language["hidden_size"], self.language["num_attention_heads"]
@@ -184,10 +206,11 @@ class MobileOConfig:
             raise _unsupported("hidden_act", self.language["hidden_act"], "'silu'")
         if self.language.get("use_sliding_window"):
             raise _unsupported("use_sliding_window", True, "false")
-        if self.image_size < 1 or self.image_size % _VISION_STRIDE:
+        if not 1 <= self.image_size <= MOST_PIXELS or self.image_size % _VISION_STRIDE:
             raise CheckpointError(
                 f"config.json: mm_vision_tower {self.raw.get('mm_vision_tower')!r} gives an image size of "
-                f"{self.image_size}, and the encoder needs a positive multiple of {_VISION_STRIDE}. "
+                f"{self.image_size}, and the encoder needs a positive multiple of {_VISION_STRIDE}, at most "
+                f"{MOST_PIXELS}. "
                 "Its last number must be the input resolution, as in 'mobileclip_l_1024'."
             )
         if self.image_aspect_ratio not in (None, "pad", "square", "resize"):
@@ -224,17 +247,20 @@ class MobileOConfig:
                 "('mobile_o_inference' and its training variants). Give the folder of a Mobile-O checkpoint."
             )
         tower = _text(raw, "mm_vision_tower", folder)
-        numbers = re.findall(r"\d+", tower)
+        numbers = re.findall(r"[0-9]+", tower)
         return cls(
             language=_language(raw),
-            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-            image_size=int(numbers[-1]) if numbers else 0,
+            tie_word_embeddings=_true_or_false(raw, "tie_word_embeddings", folder),
+            # More digits than a resolution has are no number that Python need convert.
+            image_size=int(numbers[-1]) if numbers and len(numbers[-1]) < 10 else 0,
             image_aspect_ratio=raw.get("image_aspect_ratio"),
             mm_hidden_size=_positive_int(raw, "mm_hidden_size", str(folder / "config.json")),
             mm_projector_type=_text(raw, "mm_projector_type", folder),
             conditioning_layers=_positive_int(raw, "vlm_num_layers", str(folder / "config.json")),
             guidance=(
-                _positive_number(raw, GUIDANCE, str(folder / "config.json")) if GUIDANCE in raw else None
+                _positive_number(raw, GUIDANCE, str(folder / "config.json"), MOST_GUIDANCE)
+                if GUIDANCE in raw
+                else None
             ),
             diffusion=DiffusionConfig.resolve(_text(raw, "diffusion_name_or_path", folder), folder),
             raw=raw,
@@ -249,12 +275,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     require_no_special_file(path, CheckpointError)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_bytes(), infinities=True)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{path}: no such file. Give a complete checkpoint folder, or copy the file into it."
         ) from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path}: cannot be read as JSON ({error}). Copy or download it again."
         ) from error
@@ -271,7 +297,7 @@ def _language(raw: Mapping[str, Any]) -> dict[str, Any]:
     kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, Mapping) else rope
     if kind != "default":
         raise _unsupported("rope_scaling", kind, "none")
-    if "rope_theta" not in language and "rope_theta" in rope:
+    if "rope_theta" not in language and isinstance(rope, Mapping) and "rope_theta" in rope:
         language["rope_theta"] = rope["rope_theta"]
     language.setdefault("num_key_value_heads", raw.get("num_attention_heads"))
     language["tie_word_embeddings"] = False
@@ -295,21 +321,69 @@ def _text(raw: Mapping[str, Any], key: str, folder: Path) -> str:
     return value
 
 
-def _positive_int(values: Mapping[str, Any], key: str, where: str) -> int:
-    value = values.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+def _true_or_false(raw: Mapping[str, Any], key: str, folder: Path) -> bool:
+    value = raw.get(key, False)
+    if not isinstance(value, bool):
         raise CheckpointError(
-            f"{where}: {key} is {_found(values, key)}, and a positive whole number is needed. "
+            f"{folder / 'config.json'}: {key} is {value!r}, and true or false is needed. "
+            "Restore the published config.json."
+        )
+    return value
+
+
+def _require_token_ids(language: Mapping[str, Any], key: str) -> None:
+    """Raises CheckpointError unless ``key`` is missing, null, an id, or a list of some."""
+    value = language.get(key)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(token) is int and 0 <= token < MOST_WIDTH for token in ids):
+        raise CheckpointError(
+            f"config.json: {key} is {value!r}, and a token's id, or a list of some, is needed. "
+            "Restore the published config.json."
+        )
+
+
+def _require_plausible(values: Mapping[str, Any], where: str) -> None:
+    """Raises CheckpointError where a number, or one in a list, is more than a network has of anything."""
+    for key, value in values.items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and not -MOST_WIDTH <= number <= MOST_WIDTH:
+                raise CheckpointError(
+                    f"{where}: {key} is {value!r}, and nothing of a network is beyond ±{MOST_WIDTH}. "
+                    "Restore the published configuration."
+                )
+
+
+def _require_stages(vae: Mapping[str, Any], where: str) -> None:
+    """Raises CheckpointError unless the VAE has a few stages of a few blocks each."""
+    for side in ("encoder", "decoder"):
+        widths, depths = f"{side}_block_out_channels", f"{side}_layers_per_block"
+        for key, most in ((widths, MOST_WIDTH), (depths, MOST_LAYERS)):
+            value = vae.get(key)
+            fits = isinstance(value, list) and 1 <= len(value) <= MOST_STAGES
+            if not fits or not all(type(number) is int and 1 <= number <= most for number in value or ()):
+                raise CheckpointError(
+                    f"{where}: {key} is {_found(vae, key)}, and a list of 1 to {MOST_STAGES} whole numbers "
+                    f"from 1 to {most} is needed. Restore the published configuration."
+                )
+
+
+def _positive_int(values: Mapping[str, Any], key: str, where: str, most: int = MOST_WIDTH) -> int:
+    value = values.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        limit = f" up to {most}" if isinstance(value, int) and value > most else ""
+        raise CheckpointError(
+            f"{where}: {key} is {_found(values, key)}, and a positive whole number{limit} is needed. "
             "Restore the published configuration."
         )
     return value
 
 
-def _positive_number(values: Mapping[str, Any], key: str, where: str) -> float:
+def _positive_number(values: Mapping[str, Any], key: str, where: str, most: float = 1e12) -> float:
     value = values.get(key)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= most:
+        limit = f" up to {most:g}" if isinstance(value, int | float) and value > most else ""
         raise CheckpointError(
-            f"{where}: {key} is {_found(values, key)}, and a positive number is needed. "
+            f"{where}: {key} is {_found(values, key)}, and a positive number{limit} is needed. "
             "Restore the published configuration."
         )
     return float(value)

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mobile_o_export.checkpoint.config import read_json
 from mobile_o_export.checkpoint.digest import tensors_digest
+from mobile_o_export.checkpoint.module_pattern import ModulePatterns
 from mobile_o_export.checkpoint.safetensors_file import SafetensorsFile, TensorInfo, pickle_error
 from mobile_o_export.errors import CheckpointError
+from mobile_o_export.strict import MOST_WIDTH
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +47,12 @@ _UNSUPPORTED_WHEN_SET = (
 
 _BASE_CHANGING_INITIALISATIONS = ("pissa", "olora", "loftq", "corda", "lora_ga")
 """Initialisations that also change the base weights, so that the adapter does not fit the published ones."""
+
+_RANKS, _ALPHAS = "rank_pattern", "alpha_pattern"
+"""Exceptions from ``r`` and ``lora_alpha``, by patterns of modules' names."""
+
+SMALLEST, LARGEST = 1e-6, 1e6
+"""Of an alpha: beyond, its product with the factors is nothing, or more than fp32 holds."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,8 @@ class LoraAdapter:
         self._config = read_json(path / CONFIG_FILE)
         self._refuse_unsupported()
         weights = path / WEIGHTS_FILE
+        self._ranks = self._patterns(_RANKS, _rank)
+        self._alphas = self._patterns(_ALPHAS, _alpha)
         if not weights.is_file() and (path / "adapter_model.bin").exists():
             raise pickle_error(path / "adapter_model.bin")
         self._file = SafetensorsFile(weights)
@@ -165,12 +175,50 @@ class LoraAdapter:
                 f"{where}: init_lora_weights is {start!r}, which changed the base weights as well. Save it "
                 "with PEFT's path_initial_model_for_weight_conversion, which turns it into a plain LoRA."
             )
-        for key in ("r", "lora_alpha"):
-            value = self._config.get(key)
-            if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+        for key in ("use_rslora", "fan_in_fan_out"):
+            if not isinstance(self._config.get(key), bool | None):
                 raise CheckpointError(
-                    f"{where}: {key} is {value!r}, and a positive number is needed. Save the adapter again."
+                    f"{where}: {key} is {self._config[key]!r}, and true or false is needed. Save the adapter "
+                    "again."
                 )
+        self._require_number("r", self._config.get("r"), _rank)
+        self._require_number("lora_alpha", self._config.get("lora_alpha"), _alpha)
+
+    def _patterns(self, key: str, wanted: Callable[[object], str]) -> ModulePatterns:
+        """The exceptions that ``rank_pattern`` or ``alpha_pattern`` makes, every value as ``wanted``."""
+        where = self.path / "adapter_config.json"
+        values = self._config.get(key)
+        if not isinstance(values, dict | None):
+            raise CheckpointError(
+                f"{where}: {key} is {values!r}, and a table of patterns is needed. Save the adapter again."
+            )
+        for pattern, value in (values or {}).items():
+            self._require_number(f"{key} of {pattern[:60]!r}", value, wanted)
+        try:
+            return ModulePatterns(values or {})
+        except ValueError as error:
+            raise self._unreadable(key, error) from error
+
+    def _require_number(self, what: str, value: object, wanted: Callable[[object], str]) -> None:
+        """Raises CheckpointError unless ``value`` is what is ``wanted``."""
+        if needed := wanted(value):
+            raise CheckpointError(
+                f"{self.path / 'adapter_config.json'}: {what} is {value!r}, and {needed}. Save the adapter "
+                "again."
+            )
+
+    def _unreadable(self, key: str, error: ValueError) -> CheckpointError:
+        return CheckpointError(
+            f"{self.path / 'adapter_config.json'}: {key}: {error}. Merge it with PEFT (merge_and_unload) and "
+            "export the result without --lora."
+        )
+
+    def _chosen(self, key: str, patterns: ModulePatterns, module: str, default: float) -> float:
+        """What ``patterns`` of ``key`` say of ``module``."""
+        try:
+            return patterns.value(module, default)
+        except ValueError as error:
+            raise self._unreadable(key, error) from error
 
     def _match(self, base: Mapping[str, TensorInfo]) -> None:
         factors: dict[str, dict[str, TensorInfo]] = {}
@@ -181,12 +229,17 @@ class LoraAdapter:
             plain = name.removeprefix(_PREFIX).replace(".base_layer.", ".")
             match = _FACTOR.fullmatch(plain)
             if match is None:
-                self._replacements[self._base_name(name, plain, base)] = name
+                if self._base_name(name, plain, base) in self._replacements:
+                    raise self._twice(name, plain)
+                self._replacements[plain] = name
                 if base[plain].shape != info.shape:
                     raise self._misfit(name, info.shape, f"{plain} {base[plain].shape}")
                 continue
             weight = self._base_name(name, f"{match['module']}.weight", base)
-            factors.setdefault(weight, {})[match["linear"] or match["embedding"]] = info
+            pair, factor = factors.setdefault(weight, {}), match["linear"] or match["embedding"]
+            if factor in pair:
+                raise self._twice(name, f"lora_{factor} of {weight}")
+            pair[factor] = info
             if match["embedding"]:
                 embeddings.add(weight)
         for weight, pair in factors.items():
@@ -202,6 +255,11 @@ class LoraAdapter:
         if not self._file.tensors:
             raise CheckpointError(f"{self._file.path}: holds no tensors. Save the adapter again.")
 
+    def _twice(self, name: str, what: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self._file.path}: {name} is a second {what}. The adapter is damaged: save or copy it again."
+        )
+
     def _base_name(self, name: str, candidate: str, base: Mapping[str, TensorInfo]) -> str:
         if not name.startswith(_PREFIX) or candidate not in base:
             raise CheckpointError(
@@ -213,8 +271,8 @@ class LoraAdapter:
     def _delta(
         self, module: str, a: TensorInfo, b: TensorInfo, weight: TensorInfo, embedding: bool
     ) -> _Delta:
-        rank = _by_pattern(self._config.get("rank_pattern"), module, self._config["r"])
-        alpha = _by_pattern(self._config.get("alpha_pattern"), module, self._config["lora_alpha"])
+        rank = self._chosen(_RANKS, self._ranks, module, self._config["r"])
+        alpha = self._chosen(_ALPHAS, self._alphas, module, self._config["lora_alpha"])
         # PEFT stores an embedding's factors transposed, and a Conv1D's (fan_in_fan_out) as a Linear's.
         transposed = embedding or bool(self._config.get("fan_in_fan_out"))
         if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != rank or b.shape[1] != rank:
@@ -232,9 +290,15 @@ class LoraAdapter:
         )
 
 
-def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: float) -> float:
-    """The value of the first pattern that names ``module``, matched as PEFT's ``get_pattern_key`` does."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return float(value)
-    return default
+def _rank(value: object) -> str:
+    """What a rank has to be, where ``value`` is none."""
+    fits = type(value) is int and 1 <= value <= MOST_WIDTH
+    return "" if fits else f"a whole number from 1 to {MOST_WIDTH} is needed"
+
+
+def _alpha(value: object) -> str:
+    """What an alpha has to be, where ``value`` is none."""
+    if isinstance(value, int | float) and type(value) is not bool and SMALLEST <= value <= LARGEST:
+        return ""
+    silent = "; 0 would leave the adapter without effect" if value == 0 else ""
+    return f"a number from {SMALLEST:g} to {LARGEST:g} is needed{silent}"

@@ -7,7 +7,6 @@ every kind of damage gets a message of its own. Format: https://huggingface.co/d
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mobile_o_export.errors import CheckpointError
 from mobile_o_export.members import require_no_special_file
+from mobile_o_export.strict import parse_json
 
 if TYPE_CHECKING:
     import torch
@@ -152,7 +152,7 @@ def _read_header(path: Path) -> dict[str, TensorInfo]:
             f"{path}: cannot be read ({error.strerror}). Check its permissions and its disk."
         ) from error
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
+        header = parse_json(text)
         if not isinstance(header, dict):
             raise ValueError("the header is not a JSON object")
         header.pop("__metadata__", None)
@@ -195,13 +195,6 @@ def _locate(path: Path, header: dict[str, Any], data_start: int, size_bytes: int
     if cursor < data_bytes:
         raise ValueError(f"{data_bytes - cursor} bytes follow the last tensor")
     return tensors
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return result
 
 
 def _refuse_other_kinds(path: Path, start: bytes) -> None:

@@ -14,10 +14,13 @@ SHOWN_STEPS = 5
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """The worst value of each component, each chain's drift, then the rows that failed or did not run."""
-    alone = [row for row in rows if row.component != CHAIN]
-    chains = [row for row in rows if row.component == CHAIN]
-    tables = ([_functions(alone)] if alone else []) + ([_chains(chains)] if chains else [])
+    """Checks, the worst value of each component, each chain's drift, then rows that failed or did not run."""
+    checks = [row for row in rows if is_check(row)]
+    outputs = [row for row in rows if not is_check(row)]
+    alone = [row for row in outputs if row.component != CHAIN]
+    chains = [row for row in outputs if row.component == CHAIN]
+    parts = ((_checks, checks), (_functions, alone), (_chains, chains))
+    tables = [shown(found) for shown, found in parts if found]
     text = "\n\n".join(tables)
     bad = [row for row in rows if row.status is not Status.PASSED]
     for row in bad[:SHOWN_FAILURES]:
@@ -28,6 +31,22 @@ def summary(rows: Sequence[Row]) -> str:
     if len(bad) > SHOWN_FAILURES:
         text += f"\n… and {len(bad) - SHOWN_FAILURES} more; --json lists them all"
     return text
+
+
+def is_check(row: Row) -> bool:
+    """Whether it is the result of a check, and not of comparing an output."""
+    return not row.function and bool(row.output)
+
+
+def _checks(rows: Sequence[Row]) -> str:
+    """A line for the bundle and one for each target: how many of its checks passed, and what they were of."""
+    lines = []
+    for target in dict.fromkeys(row.target for row in rows):
+        own = [row for row in rows if row.target == target]
+        passed = sum(row.status is Status.PASSED for row in own)
+        of = ", ".join(dict.fromkeys(row.component for row in own))
+        lines.append([target, f"{passed}/{len(own)}", _status(own), of])
+    return table(["files and records", "passed", "status", "of"], lines, right=(1,))
 
 
 def _functions(rows: Sequence[Row]) -> str:
@@ -67,6 +86,8 @@ def _chains(rows: Sequence[Row]) -> str:
                 result = f"PSNR {row.psnr_db:.1f} dB, SSIM {row.ssim:.4f}"
             if row.identical_tokens is not None:
                 result = f"{row.identical_tokens} tokens the same"
+                if row.tied_tokens:
+                    result += f", {row.tied_tokens} as likely"
         lines.append(
             [
                 target,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,7 +13,10 @@ from mobile_o_export.cli.console import ProgressPrinter
 from mobile_o_export.cli.model import TargetNames
 from mobile_o_export.cli.paths import expanded, require_output_file
 from mobile_o_export.cli.plan import Components
-from mobile_o_export.cli.rows import summary
+from mobile_o_export.cli.rows import is_check, summary
+
+if TYPE_CHECKING:
+    from mobile_o_export.bundle.source import Source
 
 
 def verify(
@@ -26,6 +29,36 @@ def verify(
             "--pipeline", help="Also run whole chains: prompt to picture, picture and question to answer."
         ),
     ] = False,
+    expect: Annotated[
+        str,
+        typer.Option("--expect", help="Fail unless the bundle has this identity (sha256:…).", metavar="ID"),
+    ] = "",
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            "--checkpoint",
+            help="Also derive everything again from this checkpoint: configuration, golden, every weight.",
+            metavar="CKPT",
+            callback=expanded,
+        ),
+    ] = None,
+    lora: Annotated[
+        Path | None,
+        typer.Option(
+            "--lora",
+            help="With --checkpoint: the adapter that was merged.",
+            metavar="DIR",
+            callback=expanded,
+        ),
+    ] = None,
+    calibration: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--calibration",
+            help="With --checkpoint: further goldens that the export was calibrated on.",
+            metavar="DIR",
+        ),
+    ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the report as JSON, schema 1.")] = False,
     junit: Annotated[
         Path | None,
@@ -45,18 +78,22 @@ def verify(
     with ProgressPrinter() as progress:
         progress("bundle", "", "hashing its files")
         from mobile_o_export.bundle.manifest import DamagedBundleError
-        from mobile_o_export.bundle.verify import damage_rows, verify_bundle
+        from mobile_o_export.bundle.verify import Wish, damage_rows, verify_bundle
         from mobile_o_export.errors import GateError, MissingToolError, UsageError
         from mobile_o_export.parity.judge import Status, verdict
         from mobile_o_export.parity.report import junit_xml, report_json
 
+        if checkpoint is None and (lora is not None or calibration):
+            raise UsageError("--lora and --calibration go with --checkpoint; give the checkpoint too.")
         if pipeline and component:
             raise UsageError("--pipeline runs all components in turn; leave --component out.")
         if junit is not None:
             require_output_file("--junit", junit, bundle)
         damaged = None
         try:
-            rows = verify_bundle(bundle, target or (), component or (), progress, chains=pipeline)
+            source = None if checkpoint is None else _source(checkpoint, lora, calibration or [])
+            wish = Wish(target or (), component or (), pipeline, expect, source)
+            rows = verify_bundle(bundle, wish, progress)
         except DamagedBundleError as error:
             damaged, rows = error, damage_rows(error)
     if junit is not None:
@@ -66,17 +103,24 @@ def verify(
         screen.result_json(report_json(rows))
     elif damaged is None:
         screen.result(summary(rows))
-        screen.result(f"\n{verdict(rows)}: {len(rows)} outputs compared")
+        checks = sum(is_check(row) for row in rows)
+        outputs = len(rows) - checks
+        screen.result(f"\n{verdict(rows)}: {outputs} outputs compared, {checks} checks of files and records")
     if damaged is not None:
         raise damaged
     if verdict(rows) is not Status.PASSED:
         failed = [row for row in rows if row.status is Status.FAILED]
-        if failed or not rows:
-            raise GateError(
-                f"{bundle}: {len(failed)} of {len(rows)} outputs failed. Do not ship it."
-                if rows
-                else f"{bundle}: nothing was compared."
-            )
+        if failed:
+            raise GateError(f"{bundle}: {len(failed)} of {len(rows)} rows failed. Do not ship it.")
         raise MissingToolError(
             "some targets could not be run on this machine; 'mobile-o-export doctor' says why."
         )
+
+
+def _source(checkpoint: Path, lora: Path | None, calibration: list[Path]) -> Source:
+    """What a bundle is to be compared with."""
+    from mobile_o_export.bundle.source import Source
+    from mobile_o_export.checkpoint import Checkpoint
+    from mobile_o_export.golden import Golden
+
+    return Source(Checkpoint.open(checkpoint, lora), [Golden.open(path) for path in calibration])

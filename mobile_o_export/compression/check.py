@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mobile_o_export.digests import array_digest
 from mobile_o_export.errors import GateError
 from mobile_o_export.parity.metrics import snr_db
 from mobile_o_export.precision import Palette, Precision
@@ -36,6 +37,8 @@ class WeightRow:
         snr_db: against the weight before compression; see ``require_near``.
         least_db: what its precision has to reach.
         size_bytes: with palettes or scales.
+        sha256: of the numbers, as they were read back.
+        places: the constants of the files that hold them.
         input_scale: the step of its layer's integer inputs, where they are calibrated.
     """
 
@@ -45,17 +48,19 @@ class WeightRow:
     snr_db: float
     least_db: float
     size_bytes: int
+    sha256: str
+    places: tuple[str, ...]
     input_scale: float | None = None
 
 
 def check_weights(
-    compressed: Mapping[str, Compressed], stored: Iterable[tuple[str, Array]], component: str
+    compressed: Mapping[str, Compressed], stored: Iterable[tuple[str, str, Array]], component: str
 ) -> tuple[WeightRow, ...]:
     """Compares every weight that a file holds with its source; a row for each weight.
 
     Args:
         compressed: what was to be stored, by name.
-        stored: names and what the file restores for them; a name may come several times.
+        stored: names, places and what the file restores there; a name may come several times.
         component: for messages.
 
     Raises:
@@ -63,7 +68,7 @@ def check_weights(
             its source than its precision can excuse.
     """
     rows: dict[str, WeightRow] = {}
-    for name, restored in stored:
+    for name, place, restored in stored:
         weight = compressed[name]
         where = f"{component}: the weight {name} read back from the file"
         if restored.shape != weight.form.shape:
@@ -79,6 +84,8 @@ def check_weights(
             snr_db=require_near(weight, restored, where),
             least_db=least_db(weight.form.precision),
             size_bytes=weight.form.size_bytes,
+            sha256=array_digest(restored),
+            places=(*(rows[name].places if name in rows else ()), place),
             input_scale=weight.input_scale,
         )
         if not np.array_equal(restored, weight.restored()):
@@ -120,25 +127,6 @@ def require_near(weight: Compressed, restored: Array, where: str) -> float:
             f"{least_db(precision):.1f} dB. Give it another precision by a rule, if it is its values' doing."
         )
     return level
-
-
-def weights_json(rows: Iterable[WeightRow]) -> dict[str, Any]:
-    """The rows for ``weights.json``."""
-    return {
-        "schema": 1,
-        "weights": [
-            {
-                "name": row.name,
-                "precision": str(row.precision),
-                "shape": list(row.shape),
-                "snr_db": round(row.snr_db, 2),
-                "least_db": row.least_db,
-                "size_bytes": row.size_bytes,
-                **({} if row.input_scale is None else {"input_scale": row.input_scale}),
-            }
-            for row in rows
-        ],
-    }
 
 
 def least_db(precision: Precision) -> float:

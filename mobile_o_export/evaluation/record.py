@@ -6,9 +6,13 @@ import json
 from pathlib import Path
 from typing import Final, Literal, Self
 
+from pydantic import Field
+
 from mobile_o_export.errors import UsageError
 from mobile_o_export.members import MemberName, Members, PlainKey
-from mobile_o_export.strict import Strict, Versioned
+from mobile_o_export.pipelines.noise import LARGEST_SEED
+from mobile_o_export.pipelines.schedule import MOST_STEPS
+from mobile_o_export.strict import Finite, Strict, Versioned
 
 SCHEMA: Final = 1
 RECORD = "evaluation.json"
@@ -26,7 +30,7 @@ class Drawn(Strict):
 
     tag: str
     prompt: str
-    seed: int
+    seed: int = Field(ge=0, le=LARGEST_SEED)
     passed: bool | None
     reason: str
     picture: MemberName
@@ -53,7 +57,7 @@ class ModelRun(Strict):
     runtimes: dict[str, str]
     drawings: tuple[Drawn, ...]
     answers: tuple[Answered, ...]
-    seconds: dict[str, float]
+    seconds: dict[str, Finite]
 
 
 class Settings(Strict):
@@ -69,9 +73,9 @@ class Settings(Strict):
     checkpoint: str
     tasks: str
     judge: str
-    steps: int
-    guidance: float
-    seed: int
+    steps: int = Field(ge=1, le=MOST_STEPS)
+    guidance: Finite
+    seed: int = Field(ge=0, le=LARGEST_SEED)
 
 
 class Evaluation(Strict):

@@ -5,7 +5,6 @@ A task folder holds ``prompts.jsonl``, ``questions.jsonl``, or both; pictures ar
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -15,7 +14,7 @@ from pydantic import ConfigDict, Field
 
 from mobile_o_export.errors import UsageError
 from mobile_o_export.members import MemberName, Members
-from mobile_o_export.strict import ModelT, Strict, check
+from mobile_o_export.strict import ModelT, Strict, check, parse_json
 
 PROMPTS = "prompts.jsonl"
 QUESTIONS = "questions.jsonl"
@@ -24,6 +23,10 @@ _REMEDY = "Correct the tasks, or get them again."
 
 _File = tuple[Path, bytes]
 """What a file of tasks is called in messages, and what it holds."""
+
+
+MOST_OBJECTS = 1000
+"""In one picture."""
 
 
 class Wanted(Strict):
@@ -39,7 +42,7 @@ class Wanted(Strict):
     model_config = ConfigDict(populate_by_name=True)
 
     name: str = Field(alias="class")
-    count: int = Field(default=1, ge=1)
+    count: int = Field(default=1, ge=1, le=MOST_OBJECTS)
     color: str | None = None
     position: tuple[str, int] | None = None
 
@@ -126,7 +129,8 @@ def _named(path: Path | None) -> _File | None:
 def _lines(path: Path, content: bytes, model: type[ModelT]) -> Iterator[ModelT]:
     """Each line of the JSONL file ``path`` as a ``model``."""
     try:
-        lines = content.decode().splitlines()
+        # Not splitlines(), which also breaks a line at characters that JSON allows in a text, such as U+2028.
+        lines = content.decode().split("\n")
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: is not UTF-8 text. Give a JSONL file.") from error
     empty = True
@@ -136,8 +140,8 @@ def _lines(path: Path, content: bytes, model: type[ModelT]) -> Iterator[ModelT]:
         empty = False
         where = f"{path}, line {number}"
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            value = parse_json(line)
+        except ValueError as error:
             raise UsageError(f"{where}: is not JSON: {error}. Give one JSON object a line.") from error
         yield check(value, model, where, UsageError)
     if empty:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,8 @@ from mobile_o_export.parity.metrics import Array
 from mobile_o_export.pipelines.noise import initial_latent
 from mobile_o_export.pipelines.runner import Runner, Runners
 from mobile_o_export.progress import Say
-from mobile_o_export.reference import TorchRunners, torch_pipeline
+from mobile_o_export.reference import TorchRunners, settings, torch_pipeline
+from mobile_o_export.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from mobile_o_export.checkpoint import Checkpoint
@@ -96,7 +98,8 @@ class GoldenRecording:
                 self._draw(request)
         functions = {name: component(name).functions(self._checkpoint) for name in COMPONENT_NAMES}
         versions = installed(["mobile-o-export", "torch", "transformers", "diffusers", "numpy", "pillow"])
-        self._recorder.write(folder, self._checkpoint.digest, versions, functions)
+        settings, tokenizer = truth_of(self._checkpoint)
+        self._recorder.write(folder, self._checkpoint.digest, versions, settings, tokenizer, functions)
 
     def _said(self, phrase: str) -> None:
         self._say(f"{self._request}: {phrase}")
@@ -204,6 +207,13 @@ class GoldenRecording:
 
     def _store(self, value: Array) -> str:
         return self._recorder.store(self._request, value)
+
+
+def truth_of(checkpoint: Checkpoint) -> tuple[dict[str, str], dict[str, str]]:
+    """What a golden says of the settings and of the tokenizer that it was recorded with: digests by file."""
+    found = settings(checkpoint, Tokenizer(checkpoint.path))
+    files = {path.name: sha256(path.read_bytes()).hexdigest() for path in checkpoint.tokenizer_files}
+    return found.digests(), files
 
 
 def _keeping(call: Call, outputs: Collection[str]) -> Call:

@@ -9,8 +9,12 @@ from pydantic import Field
 from mobile_o_export.errors import ConfigError
 from mobile_o_export.pipelines.noise import LARGEST_SEED
 from mobile_o_export.pipelines.schedule import MOST_STEPS
+from mobile_o_export.pipelines.settings import MOST_GUIDANCE
 from mobile_o_export.resources import shipped
 from mobile_o_export.strict import Strict, read_toml
+
+MOST_TOKENS = 4096
+"""Of an answer: every one is computed in PyTorch, and again on every target."""
 
 
 class Generate(Strict):
@@ -20,7 +24,7 @@ class Generate(Strict):
     prompt: str
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
     steps: int = Field(default=20, ge=1, le=MOST_STEPS)
-    guidance: float | None = Field(default=None, allow_inf_nan=False)
+    guidance: float | None = Field(default=None, ge=-MOST_GUIDANCE, le=MOST_GUIDANCE, allow_inf_nan=False)
 
 
 class Edit(Generate):
@@ -35,7 +39,7 @@ class Describe(Strict):
     name: str
     image: str
     question: str
-    tokens: int = Field(default=24, ge=2)
+    tokens: int = Field(default=24, ge=2, le=MOST_TOKENS)
 
 
 class Requests(Strict):

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from typing import Annotated, Any, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mobile_o_export.components.base import FunctionSpec
 from mobile_o_export.errors import GoldenError
+from mobile_o_export.golden.consistent import require_answer, require_cases, require_drawing, require_once
 from mobile_o_export.golden.encoding import Encoding, Stored, decode, encode, key_of
 from mobile_o_export.members import Members
 from mobile_o_export.parity.metrics import Array
+from mobile_o_export.pipelines.schedule import MOST_STEPS
+from mobile_o_export.pipelines.settings import MOST_GUIDANCE
 from mobile_o_export.strict import Strict, Versioned
 
 INDEX = "golden.json"
 TENSORS = "tensors.safetensors"
-SCHEMA = 2
+SCHEMA = 3
+
+
+_DTYPES = {"F32": "float32", "F16": "float16", "I32": "int32", "I64": "int64", "U8": "uint8"}
+"""safetensors' names of the element types that a golden has, and NumPy's."""
 
 
 class Step(Strict):
@@ -65,11 +74,11 @@ class DrawingChain(Strict):
     prompt: str
     pixels: str | None
     initial_latent: str
-    guidance: float
+    guidance: float = Field(ge=-MOST_GUIDANCE, le=MOST_GUIDANCE)
     hidden_states: str
     conditional: str
     unconditional: str
-    latents: tuple[str, ...] = Field(min_length=1)
+    latents: tuple[str, ...] = Field(min_length=1, max_length=MOST_STEPS)
     image: str
 
 
@@ -92,7 +101,7 @@ class AnswerChain(Strict):
     pixels: str
     image_features: str
     logits: str
-    tokens: tuple[int, ...] = Field(min_length=1)
+    tokens: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
     candidates: str
     candidate_logits: str
     spread: str
@@ -105,6 +114,8 @@ class GoldenIndex(Strict):
         schema_version: of this file's layout.
         checkpoint: digest of the checkpoint that it was recorded from.
         recorded_with: versions of what computed it.
+        settings: digests of the settings that the tasks ran under, by their files' names in a bundle.
+        tokenizer: digests of the tokenizer's files in the checkpoint, by name.
         components: by name.
         drawings: whole chains from a prompt to a picture.
         answers: whole chains from a picture and a question to an answer.
@@ -115,11 +126,25 @@ class GoldenIndex(Strict):
     schema_version: int
     checkpoint: str
     recorded_with: dict[str, str]
+    settings: dict[str, str]
+    tokenizer: dict[str, str]
     components: dict[str, ComponentGolden]
     drawings: tuple[DrawingChain, ...]
     answers: tuple[AnswerChain, ...]
     tensors: dict[str, Stored]
     sha256: str
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for name, component in self.components.items():
+            require_cases(name, component, self.tensors)
+        for drawing in self.drawings:
+            require_drawing(drawing, self.tensors)
+        for answer in self.answers:
+            require_answer(answer, self.tensors)
+        names = [drawing.name for drawing in self.drawings] + [answer.name for answer in self.answers]
+        require_once("the chain", names)
+        return self
 
 
 class Golden:
@@ -151,7 +176,9 @@ class Golden:
         index = members.json(INDEX, GoldenIndex)
         if not members.has(TENSORS) or sha256(members.read(TENSORS)).hexdigest() != index.sha256:
             raise GoldenError(f"{path / TENSORS}: missing or changed. Record the golden again.")
-        return cls(path, index)
+        golden = cls(path, index)
+        golden._require_tensors()
+        return golden
 
     def copy_into(self, folder: Path) -> None:
         """Copies this golden, and nothing else that lies beside it, into the existing, empty ``folder``."""
@@ -167,22 +194,87 @@ class Golden:
         return self._component(component).cases
 
     def tensor(self, key: str) -> Array:
-        """The array stored under ``key``, as it was recorded."""
-        from safetensors import safe_open
+        """The array stored under ``key``, as it was recorded.
 
+        Raises:
+            GoldenError: it is not there, or not the one that the key is a digest of.
+        """
         stored = self.index.tensors.get(key)
-        if stored is not None and stored.encoding is Encoding.ZEROS:
-            return decode(stored, None)
-        with safe_open(_members(self.path).file(TENSORS), framework="numpy") as file:
-            if stored is None or key not in file.keys():  # noqa: SIM118 - it is no mapping
+        if stored is None:
+            raise GoldenError(
+                f"{self.path}: a case names the tensor {key!r}, which is not there. Record it again."
+            )
+        if stored.encoding is Encoding.ZEROS:
+            found = decode(stored, None)
+        else:
+            with self._opened() as file:
+                found = decode(stored, file.get_tensor(key))
+        if key_of(found) != key:
+            raise GoldenError(f"{self.path}: the tensor {key} is not what was recorded. Record it again.")
+        return found
+
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        """The file of tensors.
+
+        Raises:
+            GoldenError: it cannot be read, or lacks what is looked up in it.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(_members(self.path).file(TENSORS), framework="numpy") as file:
+                yield file
+        except (SafetensorError, OSError) as error:
+            raise GoldenError(
+                f"{self.path / TENSORS}: cannot be read as safetensors: {error}. Record the golden again."
+            ) from error
+
+    def _require_tensors(self) -> None:
+        """Raises GoldenError unless the file holds the arrays that the index lists, and no others."""
+        listed = {
+            key: stored for key, stored in self.index.tensors.items() if stored.encoding is not Encoding.ZEROS
+        }
+        with self._opened() as file:
+            found = set(file.keys())
+            if wrong := sorted(found ^ listed.keys()):
+                problem = "is in the file only" if wrong[0] in found else "is not there"
+                raise GoldenError(f"{self.path}: the tensor {wrong[0]!r} {problem}. Record it again.")
+            for key, stored in listed.items():
+                piece = file.get_slice(key)
+                dtype, shape = _DTYPES.get(piece.get_dtype()), tuple(piece.get_shape())
+                if (dtype, shape) != (stored.kept_as, stored.shape):
+                    raise GoldenError(
+                        f"{self.path}: the tensor {key} is {dtype or piece.get_dtype()} {list(shape)} in the "
+                        f"file, and {stored.kept_as} {list(stored.shape)} in {INDEX}. Record it again."
+                    )
+        for answer in self.index.answers:
+            # What was chosen is the likeliest; a tie is judged by the others.
+            if self.tensor(answer.candidates)[:, 0].tolist() != list(answer.tokens):
                 raise GoldenError(
-                    f"{self.path}: a case names the tensor {key!r}, which is not there. Record it again."
+                    f"{self.path}: the tokens of the answer {answer.name} are not its likeliest ones. Record "
+                    "it again."
                 )
-            return decode(stored, file.get_tensor(key))
 
     def inputs(self, step: Step) -> dict[str, Array]:
         """What a recorded call was given, by name."""
         return {name: self.tensor(key) for name, key in step.inputs.items()}
+
+    def require_settings(self, settings: Mapping[str, str], tokenizer: Mapping[str, str]) -> None:
+        """Raises GoldenError unless this golden was recorded under these settings, with this tokenizer.
+
+        Both are digests by file, as in :class:`GoldenIndex`: neither is part of the checkpoint's own digest.
+        """
+        for kind, wanted, found in (
+            ("settings", settings, self.index.settings),
+            ("tokenizer", tokenizer, self.index.tokenizer),
+        ):
+            names = sorted(wanted.keys() | found.keys())
+            if other := [name for name in names if wanted.get(name) != found.get(name)]:
+                raise GoldenError(
+                    f"{self.path}: recorded with another {kind} ({', '.join(other)}). Record it again, or "
+                    "leave --golden out."
+                )
 
     def require_checkpoint(self, digest: str) -> None:
         """Raises GoldenError unless this golden was recorded from the checkpoint of that digest."""
@@ -257,6 +349,8 @@ class Recorder:
         folder: Path,
         checkpoint: str,
         recorded_with: Mapping[str, str],
+        settings: Mapping[str, str],
+        tokenizer: Mapping[str, str],
         functions: Mapping[str, tuple[FunctionSpec, ...]],
     ) -> None:
         """Writes everything into the existing, empty ``folder``; equal recordings give equal bytes."""
@@ -268,6 +362,8 @@ class Recorder:
             schema_version=SCHEMA,
             checkpoint=checkpoint,
             recorded_with=dict(recorded_with),
+            settings=dict(settings),
+            tokenizer=dict(tokenizer),
             components={
                 name: ComponentGolden(functions=functions[name], cases=tuple(cases))
                 for name, cases in self._cases.items()

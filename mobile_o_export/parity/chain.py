@@ -14,6 +14,9 @@ from mobile_o_export.tensors import DType, Role, TensorSpec
 CHAIN = "pipeline"
 """What the rows of chains have for a component."""
 
+TOKENS_A_TIE = 8
+"""One token in so many of an answer may be a tie, and at least one."""
+
 
 class ChainJudge:
     """Judges the stages of chains on one target; every stage has seen the errors of those before it."""
@@ -67,9 +70,10 @@ class ChainJudge:
         spread: Array,
         actual: Sequence[int],
     ) -> Row:
-        """The verdict on an answer: the same tokens, up to a position where two were as good as each other.
+        """The verdict on an answer, each token chosen after the golden's own tokens before it.
 
-        What follows a tie is another text, and is not compared.
+        So every token is compared, also behind one that differs: where the golden's logits have two tokens
+        nearer to each other than the gate's ``tie``, either may be chosen. Few of an answer may be ties.
 
         Args:
             task: what the chain does.
@@ -78,26 +82,27 @@ class ChainJudge:
             candidates: int32 [tokens, n], PyTorch's most likely tokens at each position.
             candidate_logits: float32 [tokens, n], theirs.
             spread: float32 [tokens], by how much the largest logit exceeds the mean of all.
-            actual: the tokens of the target.
+            actual: the tokens that the target chose.
         """
-        tie = self._gate.tie
-        gate = "the same tokens" if tie == 0.0 else f"the same tokens, ties within {100 * tie:g} % apart"
-        same = next(
-            (i for i, (a, b) in enumerate(zip(golden, actual, strict=False)) if a != b),
-            min(len(golden), len(actual)),
-        )
-        reason = ""
-        if len(actual) > len(golden):
+        tie, most = self._gate.tie, max(1, len(golden) // TOKENS_A_TIE)
+        gate = "the same tokens"
+        if tie:
+            gate += f", but for {most} within {100 * tie:g} %"
+        reason, ties = "", []
+        if len(actual) != len(golden):
             reason = f"the answer has {len(actual)} tokens instead of {len(golden)}"
-        elif same < len(golden):
-            if same == len(actual):
-                reason = f"the answer ends after {same} of {len(golden)} tokens"
-            else:
-                near = dict(zip(candidates[same].tolist(), candidate_logits[same].tolist(), strict=True))
-                problem = _not_a_tie(golden[same], actual[same], near, float(spread[same]), tie)
-                reason = f"token {same + 1} is {actual[same]}, not {golden[same]}{problem}" if problem else ""
+        for place, (wanted, got) in enumerate(zip(golden, actual, strict=False)):
+            if wanted == got or reason:
+                continue
+            near = dict(zip(candidates[place].tolist(), candidate_logits[place].tolist(), strict=True))
+            ties.append(f"token {place + 1} is {got}, not {wanted}")
+            if problem := _not_a_tie(wanted, got, near, float(spread[place]), tie):
+                reason = ties[-1] + problem
+        if not reason and len(ties) > most:
+            reason = f"{len(ties)} of {len(golden)} tokens are others: {'; '.join(ties)}"
         row = self.row(task, case, "tokens", Status.FAILED if reason else Status.PASSED, reason, gate)
-        return row.model_copy(update={"identical_tokens": same})
+        same = sum(a == b for a, b in zip(golden, actual, strict=False))
+        return row.model_copy(update={"identical_tokens": same, "tied_tokens": None if reason else len(ties)})
 
     def row(self, task: str, case: str, output: str, status: Status, reason: str, gate: str = "") -> Row:
         """A row without a measurement."""
@@ -109,6 +114,8 @@ class ChainJudge:
 
 def _not_a_tie(wanted: int, got: int, near: Mapping[int, float], spread: float, tie: float) -> str:
     """Why ``got`` is no other choice for ``wanted``, or nothing; ``near`` are the likely tokens' logits."""
+    if wanted not in near:
+        return ", and the golden has no logit of its own token"
     if got not in near:
         return ", and it is not among the likely ones"
     gap = near[wanted] - near[got]

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import Field
 
 from mobile_o_export.precision import Activations, Precision
-from mobile_o_export.strict import Strict, read_toml
+from mobile_o_export.strict import Finite, Strict, read_toml
 
 
 class Gate(Strict):
@@ -20,7 +20,7 @@ class Gate(Strict):
         reason: why the gate is looser than the precision's own, where it is.
     """
 
-    snr_db: float
+    snr_db: Finite
     tokens_identical: bool = True
     reason: str = ""
 
@@ -41,13 +41,13 @@ class ChainGate(Strict):
             distance from the mean; 0 asks for the very same tokens.
     """
 
-    image_features_db: float
-    hidden_states_db: float
-    conditioning_db: float
-    logits_db: float
-    latent_db: float
-    psnr_db: float
-    ssim: float
+    image_features_db: Finite
+    hidden_states_db: Finite
+    conditioning_db: Finite
+    logits_db: Finite
+    latent_db: Finite
+    psnr_db: Finite
+    ssim: Finite
     tie: float = Field(ge=0.0, lt=1.0)
 
 

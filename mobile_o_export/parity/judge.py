@@ -7,10 +7,11 @@ from enum import StrEnum
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from mobile_o_export.parity.gates import Gate
 from mobile_o_export.parity.metrics import Array, measure
-from mobile_o_export.strict import Strict
+from mobile_o_export.strict import MOST_WIDTH, Finite, Strict
 from mobile_o_export.tensors import Role, TensorSpec
 
 NO_RUNTIME = "none"
@@ -31,7 +32,9 @@ class Row(Strict):
     Attributes:
         psnr_db, ssim: of a chain's image.
         step: of a chain's latent, from 1.
-        identical_tokens: of a chain's answer, how many come before the first that differs.
+        identical_tokens: of a chain's answer, how many are the golden's.
+        tied_tokens: how many are others that the golden's own logits show to be as good.
+        recorded_db: the level that the export recorded on the same runtime, to which this one was held.
     """
 
     target: str
@@ -41,13 +44,15 @@ class Row(Strict):
     output: str
     runtime: str
     status: Status
-    snr_db: float | None = None
-    max_abs: float | None = None
-    cosine: float | None = None
-    psnr_db: float | None = None
-    ssim: float | None = None
-    step: int | None = None
-    identical_tokens: int | None = None
+    snr_db: Finite | None = None
+    max_abs: Finite | None = None
+    cosine: Finite | None = None
+    psnr_db: Finite | None = None
+    ssim: Finite | None = None
+    step: int | None = Field(default=None, ge=1, le=MOST_WIDTH)
+    identical_tokens: int | None = Field(default=None, ge=0, le=MOST_WIDTH)
+    tied_tokens: int | None = Field(default=None, ge=0, le=MOST_WIDTH)
+    recorded_db: Finite | None = None
     gate: str = ""
     reason: str = ""
 

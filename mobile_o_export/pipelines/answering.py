@@ -85,6 +85,10 @@ class TokenSequence:
         self._unread = [token]
         return token
 
+    def choose_instead(self, token: int) -> None:
+        """Lets ``token`` enter the cache in the place of the one that was chosen."""
+        self._unread = [token]
+
     def read_choice(self) -> None:
         """Puts the chosen token into the cache, for the next one's logits."""
         self._read(*self._take_unread())
@@ -138,8 +142,10 @@ class Answer:
         prompt_tokens: int,
         prompt_seconds: dict[str, float],
         image_features: Array | None,
+        led_by: Sequence[int] = (),
     ) -> None:
         self._sequence = sequence
+        self._led_by = led_by
         self._turn = sequence.turn
         self._stream = stream
         self._max_tokens = max_tokens
@@ -184,6 +190,8 @@ class Answer:
                 self._pieces.append(self._stream.rest())
                 self.stopped = Stopped.END
                 return
+            if len(self.tokens) < len(self._led_by):
+                self._sequence.choose_instead(self._led_by[len(self.tokens)])
             self.tokens.append(token)
             if len(self.tokens) == self._max_tokens:
                 self.stopped = Stopped.LENGTH

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mobile_o_export.errors import PromptTooLongError, UsageError
 from mobile_o_export.pipelines.answering import Answer, TokenSequence
 from mobile_o_export.pipelines.prompts import Task
@@ -30,6 +32,7 @@ class Conversation:
         max_tokens: int = DEFAULT_ANSWER_TOKENS,
         truncate: bool = False,
         stop: bool = True,
+        led_by: Sequence[int] = (),
     ) -> Answer:
         """The answer to ``text``, and to ``image`` if there is one; iterate over it for its tokens.
 
@@ -41,6 +44,8 @@ class Conversation:
             max_tokens: the longest answer.
             truncate: cut a text that is too long at its end.
             stop: end where the model ends its turn; False goes on to ``max_tokens``.
+            led_by: tokens that the model reads in the places of those that it chooses, so that each choice is
+                the one after the same text, whatever was chosen before.
 
         Raises:
             UsageError: the text is empty or too long, the image cannot be read, the conversation is over, or
@@ -75,4 +80,5 @@ class Conversation:
             prompt_tokens=prompt.length,
             prompt_seconds=watch.seconds,
             image_features=features,
+            led_by=led_by,
         )

@@ -14,6 +14,7 @@ from mobile_o_export.pipelines.noise import initial_latent
 from mobile_o_export.pipelines.preprocessing import as_picture
 from mobile_o_export.pipelines.prompts import Task
 from mobile_o_export.pipelines.schedule import require_steps
+from mobile_o_export.pipelines.settings import MOST_GUIDANCE
 from mobile_o_export.pipelines.workbench import (
     DIT,
     LLM,
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 COMPONENTS = (LLM, MCP, DIT, VAE)
-
-MOST_GUIDANCE = 100.0
-"""Far beyond use, and far from overflow."""
 
 SchedulerFactory = Callable[[int], tasks.Scheduler]
 """A scheduler of a number of steps."""

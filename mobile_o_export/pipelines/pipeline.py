@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -91,10 +91,12 @@ class Pipeline:
         max_tokens: int = DEFAULT_ANSWER_TOKENS,
         truncate: bool = False,
         stop: bool = True,
+        led_by: Sequence[int] = (),
     ) -> Answer:
         """Answers ``question`` about ``image``; see :meth:`Conversation.ask`."""
-        conversation = self.chat()
-        return conversation.ask(question, image, max_tokens=max_tokens, truncate=truncate, stop=stop)
+        return self.chat().ask(
+            question, image, max_tokens=max_tokens, truncate=truncate, stop=stop, led_by=led_by
+        )
 
     def chat(self) -> Conversation:
         """A conversation of several turns, about pictures or not."""

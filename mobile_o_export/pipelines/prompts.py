@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, Self
+
+from pydantic import model_validator
 
 from mobile_o_export.strict import Strict
 
@@ -39,6 +41,9 @@ class Task(StrEnum):
     NEXT_TURN_WITH_IMAGE = "next_turn_with_image"
 
 
+_WITH_IMAGE = (Task.EDIT, Task.DESCRIBE, Task.NEXT_TURN_WITH_IMAGE)
+
+
 class Templates(Strict):
     """``config/prompts.json``: a template a task; ``{text}`` is the user's, ``<image>`` the features."""
 
@@ -51,6 +56,15 @@ class Templates(Strict):
     chat: str = _SYSTEM + _turn(SLOT)
     next_turn: str = f"{END_OF_TURN}\n" + _turn(SLOT)
     next_turn_with_image: str = f"{END_OF_TURN}\n" + _turn(f"{IMAGE_TOKEN}\n{SLOT}")
+
+    @model_validator(mode="after")
+    def _have_slots(self) -> Self:
+        for task in Task:
+            template: str = getattr(self, task.value)
+            for slot, wanted in ((SLOT, 1), (IMAGE_TOKEN, int(task in _WITH_IMAGE))):
+                if template.count(slot) != wanted:
+                    raise ValueError(f"{task.value}: holds {slot} {template.count(slot)} times, not {wanted}")
+        return self
 
     def fill(self, task: Task, text: str) -> str:
         """The prompt of ``task`` with the user's ``text``."""

@@ -7,13 +7,14 @@ With the latent x and the DiT's velocity v at a step of noise level σ:
 
 The coefficients are those of DPM-Solver++(2M), midpoint form (Lu et al. 2022, arXiv 2211.01095, algorithm 2),
 with α = 1 - σ and λ = ln α - ln σ, as diffusers' ``DPMSolverMultistepScheduler`` computes them; the first
-step and the last, to σ = 0, are of first order. Computed here in double precision from the float32 sigmas.
+step and the last, to σ = 0, are of first order. Computed from the float32 sigmas in decimal arithmetic and
+rounded once: the numbers are the same to the last bit on every machine, whatever its mathematical library.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from decimal import Context, Decimal, localcontext
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -22,7 +23,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mobile_o_export.errors import ConfigError, UsageError
 from mobile_o_export.parity.metrics import Array
-from mobile_o_export.strict import Strict
+from mobile_o_export.strict import Finite, Strict
+
+_EXACT = Context(prec=40)
+"""More than twice the digits of a double; ``ln`` and ``exp`` are rounded correctly."""
 
 MOST_STEPS = 250
 """Far beyond use; from 499 on two timesteps coincide, and diffusers then starts at the wrong one."""
@@ -31,7 +35,8 @@ MOST_STEPS = 250
 class SchedulerConfig(BaseModel):
     """What of ``scheduler_config.json`` decides the numbers; diffusers' defaults where it is silent.
 
-    The literals are the one form that three multiply-adds a step can express.
+    The literals are the one form that three multiply-adds a step can express. Beyond the bounds the first
+    noise level is 1 in float32, where λ is infinite.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
@@ -41,8 +46,8 @@ class SchedulerConfig(BaseModel):
     )
     prediction_type: Literal["flow_prediction"]
     use_flow_sigmas: Literal[True]
-    flow_shift: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    num_train_timesteps: int = Field(default=1000, ge=1000)
+    flow_shift: float = Field(default=1.0, ge=0.01, le=100)
+    num_train_timesteps: int = Field(default=1000, ge=1000, le=100_000)
     algorithm_type: Literal["dpmsolver++"] = "dpmsolver++"
     solver_type: Literal["midpoint"] = "midpoint"
     solver_order: Literal[1, 2] = 2
@@ -83,11 +88,11 @@ class Step(Strict):
         denoised_before: coefficient of the step before's; 0 where the step is of first order.
     """
 
-    timestep: float
-    sigma: float
-    sample: float
-    denoised_now: float
-    denoised_before: float
+    timestep: float = Field(ge=0, le=100_000)
+    sigma: float = Field(gt=0, lt=1)
+    sample: Finite
+    denoised_now: Finite
+    denoised_before: Finite
 
 
 class Schedule:
@@ -109,7 +114,8 @@ class Schedule:
         noise = shift * spaced / (1.0 + (shift - 1.0) * spaced)
         timesteps = (noise * config.num_train_timesteps).astype(np.int64)
         sigmas = [float(sigma) for sigma in noise.astype(np.float32)] + [0.0]
-        rises = [_log_ratio(low) - _log_ratio(high) for high, low in pairwise(sigmas)]
+        with localcontext(_EXACT):
+            rises = [_log_ratio(low) - _log_ratio(high) for high, low in pairwise(sigmas)]
         return cls(
             tuple(
                 Step(
@@ -158,17 +164,23 @@ def require_steps(steps: int) -> None:
         raise UsageError(f"{steps} steps cannot be run. Choose 1 to {MOST_STEPS}.")
 
 
-def _log_ratio(sigma: float) -> float:
+def _log_ratio(sigma: float) -> Decimal:
     """λ = ln α - ln σ."""
-    return math.inf if sigma == 0.0 else math.log(1.0 - sigma) - math.log(sigma)
+    if sigma == 0.0:
+        return Decimal("Infinity")
+    with localcontext(_EXACT):
+        return (1 - Decimal(sigma)).ln() - Decimal(sigma).ln()
 
 
-def _coefficients(sigma: float, following: float, rise: float, rise_before: float | None) -> dict[str, float]:
+def _coefficients(
+    sigma: float, following: float, rise: Decimal, rise_before: Decimal | None
+) -> dict[str, float]:
     """The update from ``sigma`` to ``following``, where λ rises by ``rise`` and rose by ``rise_before``."""
-    gain = (1.0 - following) * -math.expm1(-rise)
-    extrapolated = 0.0 if rise_before is None else 0.5 * gain * rise / rise_before
-    return {
-        "sample": following / sigma,
-        "denoised_now": gain + extrapolated,
-        "denoised_before": 0.0 - extrapolated,
-    }
+    with localcontext(_EXACT):
+        gain = (1 - Decimal(following)) * (1 - (-rise).exp())
+        extrapolated = Decimal(0) if rise_before is None else gain * rise / rise_before / 2
+        return {
+            "sample": float(Decimal(following) / Decimal(sigma)),
+            "denoised_now": float(gain + extrapolated),
+            "denoised_before": 0.0 - float(extrapolated),
+        }

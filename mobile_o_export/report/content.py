@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
-
-from mobile_o_export.bundle.configs import LICENCE_NOTICE
+from mobile_o_export.bundle.layout import LICENCE_NOTICE
 from mobile_o_export.bundle.manifest import (
     EVALUATION_FOLDER,
     PARITY_REPORT,
@@ -18,45 +15,16 @@ from mobile_o_export.bundle.manifest import (
     read_manifest,
 )
 from mobile_o_export.bundle.outcomes import Outcome, Outcomes
+from mobile_o_export.bundle.verdicts import ParityReport
 from mobile_o_export.errors import BundleError
 from mobile_o_export.members import Members
 from mobile_o_export.parity.chain import CHAIN
-from mobile_o_export.parity.judge import Row, Status, verdict
-from mobile_o_export.parity.report import drift
+from mobile_o_export.parity.judge import Row
 from mobile_o_export.pipelines.pipeline import TORCH
 from mobile_o_export.pipelines.prompts import Task
 from mobile_o_export.report.evaluated import EvaluationContent
 from mobile_o_export.report.pictures import Picture
-from mobile_o_export.strict import Strict
 from mobile_o_export.tensors import Role
-
-
-class Drift(Strict):
-    """How near one chain's latent was to the golden's after every step."""
-
-    target: str
-    task: str
-    case: str
-    snr_db: tuple[float | None, ...]
-
-
-class ParityReport(Strict):
-    """``parity.json``; its status and drift have to follow from its rows."""
-
-    model_config = ConfigDict(populate_by_name=True)
-
-    version: Literal[1] = Field(alias="schema")
-    status: Status
-    drift: tuple[Drift, ...]
-    rows: tuple[Row, ...]
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.status is not verdict(self.rows):
-            raise ValueError(f"says {self.status}, and its rows {verdict(self.rows)}")
-        if self.drift != tuple(Drift.model_validate(item) for item in drift(self.rows)):
-            raise ValueError("its drift is not that of its rows")
-        return self
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from mobile_o_export.precision import Activations, Precision
 from mobile_o_export.progress import Say
 from mobile_o_export.quiet import quiet_vendor
 from mobile_o_export.reference import TorchRunner
+from mobile_o_export.strict import parse_json
 from mobile_o_export.tensors import DType
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ class Sensitivities:
                 self._append("\n")
             for line in content.splitlines():
                 try:
-                    entry = json.loads(line)
+                    entry = parse_json(line)
                     self._known[entry["key"]] = {str(k): float(v) for k, v in entry["noise"].items()}
                 except (ValueError, KeyError, TypeError, AttributeError):
                     continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from recipes import recipe
+from shared_exports import SharedExports
 
 from mobile_o_export.backends.base import Artifact, LowerRequest
 from mobile_o_export.backends.coreml import write
@@ -17,7 +19,7 @@ from mobile_o_export.backends.coreml.encode import Encoder
 from mobile_o_export.backends.coreml.interpreter import MilProgram, load_mlpackage
 from mobile_o_export.backends.registry import backend
 from mobile_o_export.bundle.manifest import DamagedBundleError
-from mobile_o_export.bundle.verify import verify_bundle
+from mobile_o_export.bundle.verify import Wish, verify_bundle
 from mobile_o_export.calibration import Calibration
 from mobile_o_export.checkpoint import Checkpoint
 from mobile_o_export.components.registry import component
@@ -27,7 +29,6 @@ from mobile_o_export.compression.compress import Compressed
 from mobile_o_export.compression.palettes import Palettes
 from mobile_o_export.compression.recipe import Recipe
 from mobile_o_export.errors import GateError
-from mobile_o_export.export import export_bundle
 from mobile_o_export.golden import Golden
 from mobile_o_export.parity.judge import Status, verdict
 from mobile_o_export.precision import Precision
@@ -57,12 +58,10 @@ def request_for() -> Callable[[str, Recipe], LowerRequest]:
 
 
 @pytest.fixture(scope="module")
-def lower_request(reference_checkpoint: Checkpoint) -> Callable[[LowerRequest, Path], Artifact]:
-    def run(request: LowerRequest, folder: Path) -> Artifact:
-        folder.mkdir(exist_ok=True)
-        return backend("coreml").lower(request, reference_checkpoint, folder, lambda _phrase: None)
-
-    return run
+def lower_request(
+    reference_checkpoint: Checkpoint, shared: SharedExports
+) -> Callable[[LowerRequest, Path], Artifact]:
+    return lambda request, folder: shared.lower(backend("coreml"), request, reference_checkpoint, folder)
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +70,34 @@ def lower(
     request_for: Callable[[str, Recipe], LowerRequest],
 ) -> Lower:
     return lambda name, folder, wanted: lower_request(request_for(name, wanted), folder)
+
+
+@pytest.fixture(scope="module")
+def lower_anew(reference_checkpoint: Checkpoint, request_for: Callable[[str, Recipe], LowerRequest]) -> Lower:
+    """Whatever the session has lowered already: for tests that change how, or look at it."""
+
+    def run(name: str, folder: Path, wanted: Recipe) -> Artifact:
+        folder.mkdir(exist_ok=True)
+        return backend("coreml").lower(
+            request_for(name, wanted), reference_checkpoint, folder, lambda _phrase: None
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def encoded(
+    lower_anew: Lower, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Encoder, Path]]:
+    """An MCP at a precision, lowered once, to be copied: what ought to be in it, and its package."""
+    made: dict[str, tuple[Encoder, Path]] = {}
+
+    def run(name: str) -> tuple[Encoder, Path]:
+        if name not in made:
+            made[name] = _lowered(lower_anew, tmp_path_factory.mktemp(name), recipe(name))
+        return made[name]
+
+    return run
 
 
 def weights_file(folder: Path, name: str) -> Path:
@@ -133,9 +160,9 @@ def test_convolutions_gathers_and_pieces_of_the_head_are_found(lower: Lower, tmp
     assert any("lm_head" in name for name in names)
 
 
-def test_the_same_weights_give_the_same_bytes(lower: Lower, tmp_path: Path) -> None:
-    for part in ("first", "second"):
-        lower("mcp", tmp_path / part, recipe("w4_lut_g16"))
+def test_the_same_weights_give_the_same_bytes(lower: Lower, lower_anew: Lower, tmp_path: Path) -> None:
+    lower("mcp", tmp_path / "first", recipe("w4_lut_g16"))
+    lower_anew("mcp", tmp_path / "second", recipe("w4_lut_g16"))
     files = [sorted((tmp_path / part).rglob("*.*")) for part in ("first", "second")]
     for one, other in zip(*files, strict=True):
         assert one.is_dir() or one.read_bytes() == other.read_bytes()
@@ -146,8 +173,11 @@ HARM = ["table or scale", "indices or integers", "order"]
 
 @pytest.mark.parametrize("name", ["w4_lut_g16", "w8"])
 @pytest.mark.parametrize("what", HARM)
-def test_harm_to_the_file_fails_the_weight_check(lower: Lower, tmp_path: Path, name: str, what: str) -> None:
-    encoder, package = _lowered(lower, tmp_path, recipe(name))
+def test_harm_to_the_file_fails_the_weight_check(
+    encoded: Callable[[str], tuple[Encoder, Path]], tmp_path: Path, name: str, what: str
+) -> None:
+    encoder, sound = encoded(name)
+    package = Path(shutil.copytree(sound, tmp_path / sound.name))
     compressed = encoder.weights.compressed
     check_weights(compressed, encoder.stored(package, "mcp"), "mcp")
     weight = _harm(compressed, package, what)
@@ -157,31 +187,36 @@ def test_harm_to_the_file_fails_the_weight_check(lower: Lower, tmp_path: Path, n
 
 @pytest.mark.parametrize("what", HARM)
 def test_harm_to_a_bundle_fails_verify(
-    reference_checkpoint: Checkpoint, lower: Lower, reference_golden: Golden, tmp_path: Path, what: str
+    reference_checkpoint: Checkpoint,
+    encoded: Callable[[str], tuple[Encoder, Path]],
+    reference_golden: Golden,
+    shared: SharedExports,
+    tmp_path: Path,
+    what: str,
 ) -> None:
-    out = tmp_path / "bundle"
     target = load_targets(["coreml-ane"], ["w8_lut_g16"])
-    export_bundle(reference_checkpoint, target, ["mcp"], reference_golden.path, out, "1", lambda *_: None)
-    assert verdict(verify_bundle(out, (), (), lambda *_: None)) is Status.PASSED
-    encoder, _ = _lowered(lower, tmp_path / "again", recipe("w8_lut_g16"))
+    bundle = shared.export(reference_checkpoint, target, ["mcp"], reference_golden).bundle
+    out = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    assert verdict(verify_bundle(out, Wish(), lambda *_: None)) is Status.PASSED
+    encoder, _ = encoded("w8_lut_g16")
     _harm(encoder.weights.compressed, out / "coreml-ane" / "mcp" / "mcp.mlpackage", what)
     with pytest.raises(DamagedBundleError, match=r"weight\.bin"):
-        verify_bundle(out, (), (), lambda *_: None)
+        verify_bundle(out, Wish(), lambda *_: None)
 
 
 def test_a_backend_that_encodes_something_else_cannot_export(
-    lower: Lower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lower_anew: Lower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(check, "INTEGER_MARGIN_DB", -30.0)
     with pytest.raises(GateError, match="w8 should reach"):
-        lower("mcp", tmp_path, recipe("w8"))
+        lower_anew("mcp", tmp_path, recipe("w8"))
 
 
 def test_no_scale_is_written_that_an_accelerator_may_take_for_zero(
-    lower: Lower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lower_anew: Lower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(write, "LEAST_SCALE", 1.0)
-    rows = lower("mcp", tmp_path, recipe("w8")).weights
+    rows = lower_anew("mcp", tmp_path, recipe("w8")).weights
     assert {str(row.precision) for row in rows} <= {"w8_lut_g16", "w8_lut"}
     assert len(rows) > 1
 

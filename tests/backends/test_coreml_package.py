@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from shared_exports import SharedExports
 
 from mobile_o_export.backends.base import LowerRequest
 from mobile_o_export.backends.coreml.interpreter import DamagedPackageError, MilProgram, load_mlpackage
@@ -19,30 +20,34 @@ from mobile_o_export.compression.recipe import Recipe
 from mobile_o_export.precision import Precision
 from mobile_o_export.targets import load_target
 
-Lower = Callable[[str, Path, Precision], None]
-
 
 @pytest.fixture(scope="module")
-def lower(reference_checkpoint: Checkpoint) -> Lower:
+def request_for() -> Callable[[Precision], LowerRequest]:
     target = load_target("coreml-ane")
-
-    def run(name: str, folder: Path, precision: Precision) -> None:
-        folder.mkdir()
-        recipe = Recipe(floating=precision, default=precision)
-        request = LowerRequest(target.name, component(name), recipe, target.sequence, target.options)
-        backend("coreml").lower(request, reference_checkpoint, folder, lambda _phrase: None)
-
-    return run
+    return lambda precision: LowerRequest(
+        target.name,
+        component("mcp"),
+        Recipe(floating=precision, default=precision),
+        target.sequence,
+        target.options,
+    )
 
 
 def program(bundle: Path, name: str) -> MilProgram:
     return load_mlpackage(bundle / "coreml-ane" / name / f"{name}.mlpackage")
 
 
-def test_same_input_gives_the_same_bytes(lower: Lower, tmp_path: Path) -> None:
+def test_same_input_gives_the_same_bytes(
+    request_for: Callable[[Precision], LowerRequest],
+    reference_checkpoint: Checkpoint,
+    shared: SharedExports,
+    tmp_path: Path,
+) -> None:
     """Dates, random identifiers and map order would make every package a new one."""
-    lower("mcp", tmp_path / "first", Precision.FP16)
-    lower("mcp", tmp_path / "second", Precision.FP16)
+    request, second = request_for(Precision.FP16), tmp_path / "second"
+    shared.lower(backend("coreml"), request, reference_checkpoint, tmp_path / "first")
+    second.mkdir()
+    backend("coreml").lower(request, reference_checkpoint, second, lambda _phrase: None)
     entries = file_entries(tmp_path / "first")
     assert {Path(name).name for name in entries} == {"Manifest.json", "model.mlmodel", "weight.bin"}
     assert entries == file_entries(tmp_path / "second")
@@ -87,8 +92,13 @@ def test_no_dimension_leaves_the_neural_engine(bundle: Path, name: str) -> None:
                 assert len(output.type.shape) <= 5, f"{op.type} {op.name} has rank {len(output.type.shape)}"
 
 
-def test_fp32_is_supported_too(lower: Lower, reference_checkpoint: Checkpoint, tmp_path: Path) -> None:
-    lower("mcp", tmp_path / "fp32", Precision.FP32)
+def test_fp32_is_supported_too(
+    request_for: Callable[[Precision], LowerRequest],
+    reference_checkpoint: Checkpoint,
+    shared: SharedExports,
+    tmp_path: Path,
+) -> None:
+    shared.lower(backend("coreml"), request_for(Precision.FP32), reference_checkpoint, tmp_path / "fp32")
     function = load_mlpackage(tmp_path / "fp32" / "mcp.mlpackage").functions["project_64"]
     dtypes = {output.type.dtype for op in function.block.operations for output in op.outputs}
     assert "float16" not in dtypes

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import recipes
 import torch
+from shared_exports import SharedExports
 
 from mobile_o_export.backends.base import Artifact, LowerRequest
 from mobile_o_export.backends.litert import convert, flatbuffer
@@ -30,6 +31,8 @@ from mobile_o_export.errors import ExportError, GateError, LoweringError
 from mobile_o_export.parity.metrics import Array, measure
 from mobile_o_export.precision import Precision
 from mobile_o_export.targets import Sequence, load_target
+
+RAW = "raw.tflite"
 
 EXACT_DB = 100.0
 """Measured on whole components of the fixture: 119.8 dB and more."""
@@ -56,11 +59,15 @@ recipe = partial(recipes.recipe, floating="w16")
 
 
 @pytest.fixture(scope="module")
-def lower(reference_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Lower:
-    """Lowers a component; each once, but where ``again`` is given. The converter sees each weight once."""
+def lower(
+    reference_checkpoint: Checkpoint, shared: SharedExports, tmp_path_factory: pytest.TempPathFactory
+) -> Lower:
+    """Lowers a component; each once, but where ``again`` is given. The converter sees each weight once.
+
+    Encoders hold what no file can: each process lowers for itself, but what the converter wrote is shared.
+    """
     target = load_target("litert-cpu")
     done: dict[object, Lowered] = {}
-    converted: dict[object, Path] = {}
     encode, converter = Encoder.encode, convert.convert
 
     def run(name: str, wanted: Recipe, again: int = 0) -> Lowered:
@@ -69,16 +76,15 @@ def lower(reference_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFac
             folder = tmp_path_factory.mktemp(name)
             sequence = Sequence(lengths=(64,), context=128)
             request = LowerRequest(target.name, component(name), wanted, sequence, target.options)
-            encoders = []
+            encoders: list[Encoder] = []
+            raw: list[Path] = []
 
             def convert_once(graphs: Any, path: Path) -> None:
                 # Whatever activations become, the weights are these.
-                numbers = (name, str(key[1]).replace("_dyn", ""), again)
-                if numbers not in converted:
-                    converter(graphs, path)
-                    converted[numbers] = Path(shutil.copy(path, folder / "raw"))
-                else:
-                    shutil.copy(converted[numbers], path)
+                numbers = (reference_checkpoint.digest, name, str(key[1]).replace("_dyn", ""), again)
+                place = shared.once("converted", numbers, lambda place: converter(graphs, place / RAW))
+                raw.append(place / RAW)
+                shutil.copy(place / RAW, path)
 
             def keep(encoder: Encoder, path: Path) -> None:
                 encoders.append(encoder)
@@ -88,8 +94,7 @@ def lower(reference_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFac
                 patch.setattr(Encoder, "encode", keep)
                 patch.setattr(convert, "convert", convert_once)
                 artifact = backend("litert").lower(request, reference_checkpoint, folder, lambda _: None)
-            raw = converted[name, str(key[1]).replace("_dyn", ""), again]
-            done[key] = Lowered(request, artifact, encoders[0], folder / f"{name}.tflite", raw)
+            done[key] = Lowered(request, artifact, encoders[0], folder / f"{name}.tflite", raw[0])
         return done[key]
 
     return run

@@ -13,6 +13,7 @@ import torch
 from recipes import recipe
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from shared_exports import SharedExports
 from torch import nn
 
 from mobile_o_export.backends.base import Artifact, LowerRequest
@@ -44,14 +45,16 @@ Lower = Callable[[str], Path]
 
 
 @pytest.fixture(scope="module")
-def lowered(reference_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Lower:
+def lowered(
+    reference_checkpoint: Checkpoint, shared: SharedExports, tmp_path_factory: pytest.TempPathFactory
+) -> Lower:
     """The ``llm/`` folder of the fixture checkpoint at a precision; each is made once."""
     made: dict[str, Path] = {}
 
     def lower(precision: str) -> Path:
         if precision not in made:
             folder = tmp_path_factory.mktemp(precision)
-            write(request(recipe(precision)), reference_checkpoint, folder)
+            shared.lower(backend("mobile-o-app"), request(recipe(precision)), reference_checkpoint, folder)
             made[precision] = folder / "llm"
         return made[precision]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from shared_exports import SharedExports
 
 from mobile_o_export.backends.base import LowerRequest
 from mobile_o_export.backends.onnx import tensorrt
@@ -26,7 +27,12 @@ from mobile_o_export.targets import load_target
     ("name", "element"), [("tensorrt-orin", onnx.TensorProto.FLOAT16), ("onnx-cpu", onnx.TensorProto.FLOAT)]
 )
 def test_rounding_is_in_the_type_of_what_is_rounded(
-    reference_checkpoint: Checkpoint, reference_golden: Golden, tmp_path: Path, name: str, element: int
+    reference_checkpoint: Checkpoint,
+    reference_golden: Golden,
+    shared: SharedExports,
+    tmp_path: Path,
+    name: str,
+    element: int,
 ) -> None:
     target, mcp, onnx_backend = load_target(name), component("mcp"), backend("onnx")
     request = LowerRequest(
@@ -38,7 +44,7 @@ def test_rounding_is_in_the_type_of_what_is_rounded(
         statistics=Calibration(reference_checkpoint, [reference_golden]).of("mcp", lambda _: None),
     )
     assert onnx_backend.refusal(request, reference_checkpoint) == ""
-    artifact = onnx_backend.lower(request, reference_checkpoint, tmp_path, lambda _: None)
+    artifact = shared.lower(onnx_backend, request, reference_checkpoint, tmp_path)
     file = tmp_path / "project.onnx"
     onnx.checker.check_model(str(file), full_check=True)
     model = onnx.load(file)

@@ -20,6 +20,7 @@ import recipes
 import torch
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
+from shared_exports import SharedExports
 
 from mobile_o_export.backends.base import Artifact, Executor, LowerRequest
 from mobile_o_export.backends.onnx.encode import Encoder
@@ -68,7 +69,16 @@ def request_for() -> Request:
 
 
 @pytest.fixture(scope="module")
-def lower(reference_checkpoint: Checkpoint, request_for: Request) -> Lower:
+def lower(reference_checkpoint: Checkpoint, request_for: Request, shared: SharedExports) -> Lower:
+    return lambda name, folder, wanted: shared.lower(
+        backend("onnx"), request_for(name, wanted), reference_checkpoint, folder
+    )
+
+
+@pytest.fixture(scope="module")
+def lower_anew(reference_checkpoint: Checkpoint, request_for: Request) -> Lower:
+    """Whatever the session has lowered already: for tests that look at how."""
+
     def run(name: str, folder: Path, wanted: Recipe) -> Artifact:
         folder.mkdir(exist_ok=True)
         return backend("onnx").lower(
@@ -120,7 +130,7 @@ class Mixed:
 
 
 @pytest.fixture(scope="module")
-def mixed(lower: Lower, tmp_path_factory: pytest.TempPathFactory) -> Mixed:
+def mixed(lower_anew: Lower, tmp_path_factory: pytest.TempPathFactory) -> Mixed:
     made: list[Encoder] = []
     original = Encoder.encode
 
@@ -131,7 +141,7 @@ def mixed(lower: Lower, tmp_path_factory: pytest.TempPathFactory) -> Mixed:
     folder = tmp_path_factory.mktemp("mixed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Encoder, "encode", keep)
-        artifact = lower("mcp", folder, MIXED)
+        artifact = lower_anew("mcp", folder, MIXED)
     return Mixed(artifact, folder / "project.onnx", *made)
 
 
@@ -362,12 +372,16 @@ def test_what_onnxruntime_has_is_not_refused(
 
 
 def test_integers_restored_by_the_standard_are_multiplied_by_floating_point(
-    request_for: Request, reference_checkpoint: Checkpoint, tmp_path: Path, agreement: Same
+    request_for: Request,
+    reference_checkpoint: Checkpoint,
+    shared: SharedExports,
+    tmp_path: Path,
+    agreement: Same,
 ) -> None:
     """As for TensorRT, run by our executor: ONNX Runtime alone would make activations int8."""
     wanted = recipe("w8").model_copy(update={"floating": Precision.FP32})
     request = request_for("mcp", wanted, operators="any")
-    artifact = backend("onnx").lower(request, reference_checkpoint, tmp_path, lambda _phrase: None)
+    artifact = shared.lower(backend("onnx"), request, reference_checkpoint, tmp_path)
     assert counts(onnx.load(tmp_path / "project.onnx"))["DequantizeLinear"] == len(artifact.weights)
     with backend("onnx").open(artifact, tmp_path, "mcp") as executor:
         assert agreement(artifact, tmp_path, "mcp", wanted, lambda _file: Ours(executor)) > 90.0

@@ -146,6 +146,34 @@ def _edit(adapter: Path, **changes: Any) -> None:
         ({"r": None}, "r is None"),
         ({"lora_alpha": -1}, "lora_alpha is -1"),
         ({"r": 4}, "does not fit rank 4"),
+        ({"r": 2.0}, "r is 2.0, and a whole number from 1 to 16777216 is needed"),
+        ({"r": True}, "r is True, and a whole number"),
+        ({"r": 10**200}, "and a whole number from 1 to"),
+        ({"lora_alpha": 0}, "lora_alpha is 0, and a number from 1e-06 to 1e+06 is needed; 0 would leave the"),
+        ({"lora_alpha": float("inf")}, "lora_alpha is inf, and a number from"),
+        ({"lora_alpha": 1e-300}, "lora_alpha is 1e-300, and a number from"),
+        ({"lora_alpha": "4"}, "lora_alpha is '4', and a number from"),
+        ({"lora_alpha": float("nan")}, "cannot be read as JSON (NaN is not a number)"),
+        ({"use_rslora": "false"}, "use_rslora is 'false', and true or false is needed"),
+        ({"fan_in_fan_out": 1}, "fan_in_fan_out is 1, and true or false is needed"),
+        ({"rank_pattern": ["q_proj"]}, "rank_pattern is ['q_proj'], and a table of patterns is needed"),
+        ({"rank_pattern": {"q_proj": 2.5}}, "rank_pattern of 'q_proj' is 2.5, and a whole number from 1"),
+        ({"rank_pattern": {"q_proj": None}}, "rank_pattern of 'q_proj' is None, and a whole number"),
+        ({"rank_pattern": {"q_proj": 4}}, "does not fit rank 4"),
+        (
+            {"alpha_pattern": {"q_proj": 0}},
+            "alpha_pattern of 'q_proj' is 0, and a number from 1e-06 to 1e+06",
+        ),
+        ({"alpha_pattern": {"q_proj": 0.0}}, "0 would leave the adapter without effect"),
+        ({"alpha_pattern": {"q_proj": -4}}, "alpha_pattern of 'q_proj' is -4, and a number"),
+        ({"alpha_pattern": {"q_proj": True}}, "alpha_pattern of 'q_proj' is True, and a number"),
+        ({"alpha_pattern": {"(": 4}}, "alpha_pattern: '(' is not a regular expression: missing ), un"),
+        ({"alpha_pattern": {"(?=q)": 4}}, "'(?=q)' uses assert, which is not read. Merge it with PEFT"),
+        (
+            {"rank_pattern": {"a" * 257: 4}},
+            "rank_pattern: a pattern has 257 characters, and 256 are read. Me",
+        ),
+        ({"rank_pattern": dict.fromkeys(map(str, range(2049)), 4)}, "it holds 2049 patterns, and 2048 are"),
     ],
 )
 def test_unsupported_setting(
@@ -204,4 +232,27 @@ def test_missing_and_pickled_adapter(reference_folder: Path, adapter: Path, tmp_
         Checkpoint.open(reference_folder, adapter)
     (adapter / "adapter_config.json").unlink()
     with pytest.raises(CheckpointError, match="adapter_config"):
+        Checkpoint.open(reference_folder, adapter)
+
+
+@pytest.mark.parametrize("option", ["alpha_pattern", "rank_pattern"])
+def test_a_pattern_that_would_backtrack_for_ever_is_matched_all_the_same(
+    reference_folder: Path, adapter: Path, option: str
+) -> None:
+    """``re.match`` takes twice as long for every letter of the module's name; nothing ends it."""
+    _edit(adapter, **{option: {"([a-z_0-9.]+)+!": 8}})
+    plain = Checkpoint.open(reference_folder).state_dict("model.", torch.float32)
+    merged = Checkpoint.open(reference_folder, adapter).state_dict("model.", torch.float32)
+    name = "layers.0.self_attn.q_proj.weight"
+    # The pattern fits no module: the scale stays alpha / r = 2.
+    torch.testing.assert_close(merged[name], plain[name] + 4)
+
+
+def test_the_same_weight_twice(reference_folder: Path, adapter: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = adapter / "adapter_model.safetensors"
+    again = A.replace("q_proj.", "q_proj.base_layer.")
+    save_file({**load_file(path), again: torch.ones(2, 128)}, path)
+    with pytest.raises(CheckpointError, match=r"is a second lora_A of model\.layers\.0\.self_attn\.q_proj"):
         Checkpoint.open(reference_folder, adapter)

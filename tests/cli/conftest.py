@@ -8,30 +8,13 @@ from pathlib import Path
 
 import pytest
 from cli_harness import Cli, Outcome, TargetFile
+from shared_exports import SharedExports
 
+from mobile_o_export.checkpoint import Checkpoint
 from mobile_o_export.cli import console
 from mobile_o_export.cli import main as cli_main
-from mobile_o_export.export import export_bundle, record_golden
-from mobile_o_export.resources import shipped
+from mobile_o_export.golden import Golden
 from mobile_o_export.targets import load_targets
-
-PROMPTS = """
-[[generate]]
-name = "short"
-prompt = "a house"
-steps = 1
-
-[[generate]]
-name = "long"
-prompt = "{long}"
-steps = 1
-
-[[describe]]
-name = "what"
-image = "{images}/still-life.png"
-question = "What?"
-tokens = 2
-"""
 
 
 @pytest.fixture
@@ -60,21 +43,16 @@ def checkpoint(reference_folder: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def golden(reference_checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As small as it can be: a case for every graph of the MCP."""
-    folder = tmp_path_factory.mktemp("golden")
-    prompts = tmp_path_factory.mktemp("prompts") / "prompts.toml"
-    prompts.write_text(PROMPTS.format(long="a house by the sea, " * 20, images=shipped("golden")))
-    record_golden(reference_checkpoint, prompts, folder, lambda *_: None)
-    return folder
+def golden(small_golden: Golden) -> Path:
+    """The folder of the smallest golden."""
+    return small_golden.path
 
 
 @pytest.fixture(scope="session")
-def small_bundle(reference_checkpoint, golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_bundle(reference_checkpoint: Checkpoint, small_golden: Golden, shared: SharedExports) -> Path:
     """One component on one target; for reading only."""
-    out = tmp_path_factory.mktemp("small") / "bundle"
     targets = load_targets(["tensorrt-orin"])
-    return export_bundle(reference_checkpoint, targets, ["mcp"], golden, out, "1", lambda *_: None).bundle
+    return shared.export(reference_checkpoint, targets, ["mcp"], small_golden).bundle
 
 
 @pytest.fixture

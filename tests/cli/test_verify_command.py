@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,16 @@ import pytest
 from cli_harness import Cli
 
 from mobile_o_export.backends.onnx.backend import OnnxBackend
-from mobile_o_export.bundle.manifest import MANIFEST, MANIFEST_DIGEST
+from mobile_o_export.bundle.manifest import MANIFEST, MANIFEST_DIGEST, Manifest
+from mobile_o_export.bundle.verdicts import judged_digest
 from mobile_o_export.errors import MissingToolError
 
 ROW_KEYS = [
     *("target", "component", "function", "case", "output", "runtime", "status"),
-    *("snr_db", "max_abs", "cosine", "psnr_db", "ssim", "step", "identical_tokens", "gate", "reason"),
+    *("snr_db", "max_abs", "cosine", "psnr_db", "ssim", "step", "identical_tokens", "tied_tokens"),
+    *("recorded_db", "gate", "reason"),
 ]
+BUNDLE_CHECKS = ("verdict", "files", "golden", "checkpoint", "schema", "config", "vectors", "chains")
 BACKENDS = "mobile_o_export.backends"
 GRAPH = "tensorrt-orin/mcp/project.onnx"
 
@@ -36,6 +40,12 @@ def reseal(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
         content = (bundle / name).read_bytes()
         manifest["files"][name] = {"size_bytes": len(content), "sha256": sha256(content).hexdigest()}
     change(manifest)
+    with suppress(ValueError):
+        path = bundle / "parity.json"
+        report = json.loads(path.read_text())
+        path.write_text(json.dumps({**report, "judged": judged_digest(Manifest.model_validate(manifest))}))
+        content = path.read_bytes()
+        manifest["files"]["parity.json"] = {"size_bytes": len(content), "sha256": sha256(content).hexdigest()}
     content = json.dumps(manifest).encode()
     (bundle / MANIFEST).write_bytes(content)
     (bundle / MANIFEST_DIGEST).write_text(f"{sha256(content).hexdigest()}  {MANIFEST}\n")
@@ -49,20 +59,32 @@ def test_an_intact_bundle(cli: Cli, small_bundle: Path, tmp_path: Path) -> None:
     report = json.loads(outcome.out)
     assert list(report) == ["schema", "status", "drift", "rows"]
     assert (report["schema"], report["status"]) == (1, "passed")
-    assert len(report["rows"]) == 4
+    outputs = [row for row in report["rows"] if row["function"]]
+    assert len(outputs) == 4
     for row in report["rows"]:
         assert list(row) == ROW_KEYS
-        assert (row["target"], row["component"], row["status"]) == ("tensorrt-orin", "mcp", "passed")
-        assert row["snr_db"] >= 40.0
-    suite = ElementTree.parse(junit).getroot().find("testsuite")
-    assert suite.attrib == {"name": "tensorrt-orin", "tests": "4", "failures": "0", "skipped": "0"}
-    assert len(suite.findall("testcase")) == 4
+        assert row["status"] == "passed"
+    for row in outputs:
+        assert (row["target"], row["component"]) == ("tensorrt-orin", "mcp")
+        # On the runtime that export had, every level is held to the recorded one.
+        assert row["snr_db"] == row["recorded_db"] >= 40.0
+    checks = [(row["target"], row["component"]) for row in report["rows"] if not row["function"]]
+    assert checks == [
+        *(("bundle", part) for part in BUNDLE_CHECKS),
+        *(("tensorrt-orin", part) for part in ("files", "pipeline", *["mcp"] * 6)),
+    ]
+    suites = ElementTree.parse(junit).getroot().findall("testsuite")
+    assert [suite.attrib for suite in suites] == [
+        {"name": "bundle", "tests": str(len(BUNDLE_CHECKS)), "failures": "0", "skipped": "0"},
+        {"name": "tensorrt-orin", "tests": "12", "failures": "0", "skipped": "0"},
+    ]
+    assert [len(suite.findall("testcase")) for suite in suites] == [len(BUNDLE_CHECKS), 12]
 
 
 def test_the_table(cli: Cli, small_bundle: Path) -> None:
     outcome = cli("verify", f"{small_bundle}/", *["--target", "tensorrt-orin", "--component", "mcp"] * 2)
     assert outcome.code == 0
-    assert outcome.out.endswith("\npassed: 4 outputs compared\n")
+    assert outcome.out.endswith("\npassed: 4 outputs compared, 16 checks of files and records\n")
     assert "tensorrt-orin  mcp           4/4 " in outcome.out
 
 
@@ -144,14 +166,25 @@ def test_a_file_that_computes_something_else(cli: Cli, damaged: Path, tmp_path: 
     junit = tmp_path / "report.xml"
     outcome = cli("verify", damaged, "--json", "--junit", junit)
     assert outcome.code == 1
-    assert f"error: {damaged}: 4 of 4 outputs failed. Do not ship it.\n" in outcome.err
     report = json.loads(outcome.out)
     assert report["status"] == "failed"
-    assert {row["status"] for row in report["rows"]} == {"failed"}
-    assert "dB is below the gate; largest difference" in report["rows"][0]["reason"]
-    assert ElementTree.parse(junit).getroot().find("testsuite").attrib["failures"] == "4"
+    outputs = [row for row in report["rows"] if row["function"]]
+    assert {row["status"] for row in outputs} == {"failed"}
+    assert "dB is below the gate; largest difference" in outputs[0]["reason"]
+    constants = [row for row in report["rows"] if row["gate"] == "restored as exported"]
+    assert {(row["status"], row["reason"].partition(" (")[0]) for row in constants} == {
+        ("failed", "differs"),
+        ("failed", "differ"),
+    }
+    failed = sum(row["status"] == "failed" for row in report["rows"])
+    assert failed == len(outputs) + len(constants)
+    assert (
+        f"error: {damaged}: {failed} of {len(report['rows'])} rows failed. Do not ship it.\n" in outcome.err
+    )
+    suite = ElementTree.parse(junit).getroot().findall("testsuite")[1]
+    assert suite.attrib["failures"] == str(failed)
     table = cli("verify", damaged).out
-    assert "\nfailed: 4 outputs compared\n" in table
+    assert "\nfailed: 4 outputs compared, " in table
     assert "failed: tensorrt-orin mcp project" in table
 
 
@@ -169,9 +202,9 @@ def test_a_runtime_that_is_not_here(
     assert outcome.err.endswith(
         "error: some targets could not be run on this machine; 'mobile-o-export doctor' says why.\n"
     )
-    (row,) = json.loads(outcome.out)["rows"]
+    (row,) = (row for row in json.loads(outcome.out)["rows"] if row["status"] != "passed")
     assert row["status"] == "not_run"
-    (case,) = ElementTree.parse(junit).getroot().iter("testcase")
+    (case,) = (case for case in ElementTree.parse(junit).getroot().iter("testcase") if len(case))
     assert case.find("skipped").attrib["message"] == "no \\x1b[31monnxruntime here; pip install onnxruntime"
 
 
@@ -193,7 +226,7 @@ def test_every_runtime_says_when_it_is_not_here(
     monkeypatch.setitem(sys.modules, module, None)
     place, _, name = executor.rpartition(".")
     found = getattr(importlib.import_module(f"{BACKENDS}.{place}"), name)
-    arguments = {"LiteRTExecutor": (tmp_path,), "OnnxExecutor": ({},)}.get(name, (tmp_path, {}))
+    arguments = {"OnnxExecutor": ({},)}.get(name, (tmp_path, {}))
     with pytest.raises(MissingToolError, match=f"^mcp: .* pip install {package}$"):
         found(*arguments, "mcp")
 
@@ -227,8 +260,9 @@ def test_what_the_target_skips(cli: Cli, damaged: Path) -> None:
     cli(*arguments).refused("the chosen targets skip the chosen components. Choose others;")
     nothing = cli("verify", damaged, "--json")
     assert nothing.code == 1
-    assert json.loads(nothing.out) == {"schema": 1, "status": "failed", "drift": [], "rows": []}
-    assert nothing.err == f"error: {damaged}: nothing was compared.\n"
+    report = json.loads(nothing.out)
+    assert report["status"] == "failed"
+    assert "none was compared" in [row["reason"] for row in report["rows"]]
 
 
 @pytest.mark.parametrize("name", ["missing", "file", "empty"])

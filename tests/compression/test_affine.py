@@ -176,7 +176,7 @@ def test_what_blocks_do_not_divide_stays_floating_point() -> None:
 def test_harm_to_one_number_is_found_when_weights_are_read_back() -> None:
     source = np.random.default_rng(3).standard_normal((16, 128)).astype(np.float32)
     stored = compress("w", source, Form.of(W4, source.shape))
-    (row,) = check_weights({"w": stored}, [("w", stored.restored())], "llm")
+    (row,) = check_weights({"w": stored}, [("w", "here", stored.restored())], "llm")
     assert row.snr_db > row.least_db == least_db(W4)
     data = stored.data
     assert isinstance(data, Affines)
@@ -193,7 +193,7 @@ def test_harm_to_one_number_is_found_when_weights_are_read_back() -> None:
     harmed += [changed(scales=data.scales[::-1]), stored.restored()[::-1]]
     for restored in harmed:
         with pytest.raises(GateError, match=r"differs from what was compressed|dB from its source"):
-            check_weights({"w": stored}, [("w", restored)], "llm")
+            check_weights({"w": stored}, [("w", "here", restored)], "llm")
 
 
 def weights(spread: str) -> Array:

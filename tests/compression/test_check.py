@@ -7,9 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from mobile_o_export.compression.check import LLOYD_MAX_DB, check_weights, weights_json
+from mobile_o_export.compression.check import LLOYD_MAX_DB, check_weights
 from mobile_o_export.compression.compress import Compressed, compress
 from mobile_o_export.compression.form import Form
+from mobile_o_export.digests import array_digest
 from mobile_o_export.errors import GateError
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.precision import Precision
@@ -34,24 +35,24 @@ def compressed(name: str) -> Compressed:
 
 
 def check(weight: Compressed, restored: Array) -> None:
-    check_weights({weight.name: weight}, [(weight.name, restored)], "part")
+    check_weights({weight.name: weight}, [(weight.name, "here", restored)], "part")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_precision_reaches_what_is_expected_of_it(name: str) -> None:
     weight = compressed(name)
-    [row] = check_weights({weight.name: weight}, [(weight.name, weight.restored())] * 2, "part")
+    stored = [(weight.name, place, weight.restored()) for place in ("one", "two")]
+    [row] = check_weights({weight.name: weight}, stored, "part")
     assert (row.name, str(row.precision), row.shape) == ("layer.weight", name, (64, 512))
     assert row.least_db <= row.snr_db < row.least_db + 13
-    [entry] = weights_json([row])["weights"]
-    assert entry["precision"] == name
-    assert entry["size_bytes"] == weight.form.size_bytes
+    assert row.size_bytes == weight.form.size_bytes
+    assert (row.sha256, row.places) == (array_digest(weight.restored()), ("one", "two"))
 
 
 @pytest.mark.parametrize("bits", LLOYD_MAX_DB)
 def test_palettes_of_normal_weights_are_at_the_lloyd_max_bound(bits: int) -> None:
     weight = compressed(f"w{bits}_lut")
-    [row] = check_weights({weight.name: weight}, [(weight.name, weight.restored())], "part")
+    [row] = check_weights({weight.name: weight}, [(weight.name, "here", weight.restored())], "part")
     assert row.snr_db == pytest.approx(LLOYD_MAX_DB[bits], abs=0.2 if bits < 8 else 0.8)
 
 
@@ -117,7 +118,10 @@ def test_a_weight_that_the_file_does_not_hold_fails() -> None:
 
 def test_one_of_several_copies_being_wrong_fails() -> None:
     weight = compressed("w8")
-    copies = [(weight.name, weight.restored()), (weight.name, one_number(weight.restored()))]
+    copies = [
+        (weight.name, "one", weight.restored()),
+        (weight.name, "two", one_number(weight.restored())),
+    ]
     with pytest.raises(GateError, match="differs"):
         check_weights({weight.name: weight}, copies, "part")
 

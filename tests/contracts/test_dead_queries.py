@@ -14,6 +14,7 @@ import pytest
 import torch
 from recipes import recipe
 from safetensors.numpy import load_file, save_file
+from shared_exports import SharedExports
 from torch import nn
 
 from mobile_o_export.backends.base import LowerRequest
@@ -49,13 +50,13 @@ def dead(reference_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ch
     "target_name", ["coreml-ane", "litert-cpu", "litert-gpu", "onnx-cpu", "tensorrt-orin"]
 )
 def test_queries_of_zeros_mix_nothing_in(
-    dead: Checkpoint, target_name: str, name: str, tmp_path: Path
+    dead: Checkpoint, target_name: str, name: str, shared: SharedExports, tmp_path: Path
 ) -> None:
     target, part = load_target(target_name), component(name)
     vendor, floating = backend(target.backend), str(target.floating)
     plain = recipe(floating, floating=floating)
     request = LowerRequest(target.name, part, plain, target.sequence, target.options)
-    artifact = vendor.lower(request, dead, tmp_path, lambda _: None)
+    artifact = shared.lower(vendor, request, dead, tmp_path)
     (function,) = part.functions(dead)
     rng = np.random.default_rng(0)
     inputs = {

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from shared_exports import SharedExports
 
 from mobile_o_export.backends.coreml.interpreter import Interpreter, load_mlpackage
 from mobile_o_export.bundle.manifest import Manifest, read_manifest
@@ -75,15 +76,18 @@ def demo() -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def app(demo: Checkpoint, shared: SharedExports) -> Path:
     """The bundle."""
-    out = tmp_path_factory.mktemp("app") / "bundle"
     plain = [
         argument for name in ("dit", "vae_decoder") for argument in ("--precision", f"{name}=uncompressed")
     ]
-    result = run("export", CHECKPOINT, "--target", TARGET, *plain, "--golden", GOLDEN, "--out", out)
-    assert result.returncode == 0, result.stderr
-    return out
+
+    def make(folder: Path) -> None:
+        out = folder / "bundle"
+        result = run("export", CHECKPOINT, "--target", TARGET, *plain, "--golden", GOLDEN, "--out", out)
+        assert result.returncode == 0, result.stderr
+
+    return shared.once("app", [demo.digest, plain], make) / "bundle"
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from shared_exports import SharedExports
 
 from mobile_o_export.backends.base import LowerRequest
 from mobile_o_export.backends.registry import backend
@@ -37,6 +38,7 @@ HEAD, TABLE = "qwen.lm_head.weight", "qwen.model.embed_tokens.weight"
 def test_a_tied_head_is_compressed_and_computes_the_model(
     tied_checkpoint: Checkpoint,
     reference_golden: Golden,
+    shared: SharedExports,
     tmp_path: Path,
     target_name: str,
     precision: str,
@@ -53,7 +55,7 @@ def test_a_tied_head_is_compressed_and_computes_the_model(
         # Prompts as good as any: the golden's own, of the checkpoint before it was tied.
         Calibration(tied_checkpoint, [reference_golden]).of("llm", lambda _: None),
     )
-    artifact = vendor.lower(request, tied_checkpoint, tmp_path, lambda _: None)
+    artifact = shared.lower(vendor, request, tied_checkpoint, tmp_path)
     rows = {row.name: row for row in artifact.weights}
     assert TABLE in rows
     assert any(name.startswith(HEAD.removesuffix(".weight")) for name in rows)

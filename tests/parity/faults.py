@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mobile_o_export.bundle.manifest import file_entries, read_manifest, write_manifest
+from mobile_o_export.bundle.verdicts import judged_digest
 from mobile_o_export.checkpoint import Checkpoint
 from mobile_o_export.components.sizes import MCP_PREFIX
 from mobile_o_export.parity.metrics import Array
@@ -34,12 +36,19 @@ def replace(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def reseal(bundle: Path) -> None:
-    """Makes the manifest's file list that of what is there."""
-    manifest = read_manifest(bundle).model_copy(update={"files": file_entries(bundle)})
+def reseal(bundle: Path, **changes: object) -> None:
+    """Makes the manifest's file list that of what is there, and the verdict one on just that."""
+    manifest = read_manifest(bundle).model_copy(update={"files": file_entries(bundle), **changes})
+    path = bundle / "parity.json"
+    try:
+        report = json.loads(path.read_text())
+        replace(path, json.dumps({**report, "judged": judged_digest(manifest)}).encode())
+    except (OSError, ValueError):
+        # The verdict itself is what is wrong.
+        pass
     for name in ("manifest.json", "manifest.sha256"):
         (bundle / name).unlink()
-    write_manifest(bundle, manifest)
+    write_manifest(bundle, manifest.model_copy(update={"files": file_entries(bundle)}))
 
 
 def weight_file(bundle: Path, target: str) -> Path:

@@ -245,7 +245,7 @@ def test_identical_tokens_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tie", "gate"), [(0.0, "the same tokens"), (0.01, "the same tokens, ties within 1 % apart")]
+    ("tie", "gate"), [(0.0, "the same tokens"), (0.01, "the same tokens, but for 1 within 1 %")]
 )
 def test_the_gate_says_what_is_a_tie(tie: float, gate: str) -> None:
     assert tokens(GOLDEN, tie).gate == gate
@@ -254,14 +254,20 @@ def test_the_gate_says_what_is_a_tie(tie: float, gate: str) -> None:
 @pytest.mark.parametrize(
     ("actual", "tie", "same", "reason"),
     [
-        ([9, 6, 7, 8], 0.01, 0, "token 1 is 9, not 5, whose logit leads by 50 %"),
-        ([5, 9, 7, 8], 0.0, 1, "token 2 is 9, not 6, whose logit leads by 0.5 %"),
-        ([5, 9, 7, 8], 0.004, 1, "token 2 is 9, not 6, whose logit leads by 0.5 %"),
-        ([5, 6, 9, 8], 0.01, 2, "token 3 is 9, not 7, whose logit leads by 1.5 %"),
-        ([5, 4, 7, 8], 0.99, 1, "token 2 is 4, not 6, and it is not among the likely ones"),
+        ([9, 6, 7, 8], 0.01, 3, "token 1 is 9, not 5, whose logit leads by 50 %"),
+        ([5, 9, 7, 8], 0.0, 3, "token 2 is 9, not 6, whose logit leads by 0.5 %"),
+        ([5, 9, 7, 8], 0.004, 3, "token 2 is 9, not 6, whose logit leads by 0.5 %"),
+        ([5, 6, 9, 8], 0.01, 3, "token 3 is 9, not 7, whose logit leads by 1.5 %"),
+        ([5, 4, 7, 8], 0.99, 3, "token 2 is 4, not 6, and it is not among the likely ones"),
         ([5, 6, 7, -1], 0.99, 3, "token 4 is -1, not 8, and it is not among the likely ones"),
-        ([5, 6, 7], 0.99, 3, "the answer ends after 3 of 4 tokens"),
-        ([], 0.99, 0, "the answer ends after 0 of 4 tokens"),
+        ([5, 6, 7], 0.99, 3, "the answer has 3 tokens instead of 4"),
+        ([], 0.99, 0, "the answer has 0 tokens instead of 4"),
+        ([5, 6, 7, 8, 8], 0.99, 4, "the answer has 5 tokens instead of 4"),
+        # A tie hides nothing of what follows it.
+        ([5, 9, 4, 8], 0.01, 2, "token 3 is 4, not 7, and it is not among the likely ones"),
+        # Each would be one: together they are too many of four.
+        ([5, 9, 7, 9], 0.01, 2, "2 of 4 tokens are others: token 2 is 9, not 6; token 4 is 9, not 8"),
+        ([9, 5, 7, 8], 0.4, 2, "token 1 is 9, not 5, whose logit leads by 50 %"),
     ],
 )
 def test_other_tokens_fail(actual: list[int], tie: float, same: int, reason: str) -> None:
@@ -270,30 +276,26 @@ def test_other_tokens_fail(actual: list[int], tie: float, same: int, reason: str
 
 
 @pytest.mark.parametrize(
-    ("actual", "tie", "same"),
+    ("actual", "tie"),
     [
-        ([5, 9, 7, 8], 0.006, 1),
-        ([5, 9, 7, 8], 0.01, 1),
-        ([5, 6, 9, 8], 0.016, 2),
+        ([5, 9, 7, 8], 0.006),
+        ([5, 9, 7, 8], 0.01),
+        ([5, 6, 9, 8], 0.016),
         # Not the least bit apart: either is the largest.
-        ([5, 6, 7, 9], 0.0, 3),
+        ([5, 6, 7, 9], 0.0),
     ],
 )
-def test_a_tie_passes(actual: list[int], tie: float, same: int) -> None:
+def test_a_tie_passes_and_is_counted(actual: list[int], tie: float) -> None:
     row = tokens(actual, tie)
-    assert (row.status, row.identical_tokens, row.reason) == (Status.PASSED, same, "")
+    assert (row.status, row.identical_tokens, row.tied_tokens, row.reason) == (Status.PASSED, 3, 1, "")
 
 
-@pytest.mark.parametrize("rest", [[], [1, 2], [7, 8]])
-def test_what_follows_a_tie_is_another_text(rest: list[int]) -> None:
-    row = tokens([5, 9, *rest])
-    assert (row.status, row.identical_tokens) == (Status.PASSED, 1)
-
-
-def test_a_tie_is_of_its_own_position() -> None:
-    """The candidate of one position is none at another."""
-    row = tokens([9, 5, 7, 8], tie=0.4)
-    assert (row.status, row.identical_tokens) == (Status.FAILED, 0)
+def test_no_token_that_the_golden_says_nothing_of_is_a_tie() -> None:
+    judge = ChainJudge("here", "by hand", GATE.model_copy(update={"tie": 0.99}))
+    strange = CANDIDATES.copy()
+    strange[1] = [3, 9]
+    row = judge.tokens("describe", "case", GOLDEN, strange, LOGITS, SPREAD, [5, 9, 7, 8])
+    assert row.reason == "token 2 is 9, not 6, and the golden has no logit of its own token"
 
 
 def test_a_row_of_what_could_not_be_run(judge: ChainJudge) -> None:

@@ -14,7 +14,7 @@ import pytest
 from mobile_o_export.backends.onnx.backend import OnnxBackend
 from mobile_o_export.bundle.chains import NO_CHAIN, verify_chains
 from mobile_o_export.bundle.manifest import read_manifest
-from mobile_o_export.bundle.verify import verify_bundle
+from mobile_o_export.bundle.verify import Wish, verify_bundle
 from mobile_o_export.checkpoint import Checkpoint
 from mobile_o_export.errors import MissingToolError, UsageError
 from mobile_o_export.golden import Golden
@@ -42,7 +42,8 @@ def chains(bundle: Path, target: str = TARGET) -> list[Row]:
 
 def functions_pass(bundle: Path) -> bool:
     faults.reseal(bundle)
-    return {row.status for row in verify_bundle(bundle, [TARGET], (), lambda *_: None)} == {Status.PASSED}
+    rows = verify_bundle(bundle, Wish([TARGET]), lambda *_: None)
+    return {row.status for row in rows if row.function} == {Status.PASSED}
 
 
 def failed_stages(rows: list[Row], case: str = CASE) -> list[str]:
@@ -165,6 +166,6 @@ def test_a_bundle_without_a_task_s_components_has_no_chain(copy: Path) -> None:
     faults.replace(copy / "manifest.sha256", f"{sha256(content).hexdigest()}  manifest.json\n".encode())
     assert chains(copy) == []
     with pytest.raises(UsageError, match=f"{TARGET}.*no chain"):
-        verify_bundle(copy, [TARGET], (), lambda *_: None, chains=True)
-    others = verify_bundle(copy, (), ("mcp",), lambda *_: None)
+        verify_bundle(copy, Wish([TARGET], chains=True), lambda *_: None)
+    others = verify_bundle(copy, Wish(components=("mcp",)), lambda *_: None)
     assert others

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -157,3 +158,61 @@ def test_a_folder_whose_path_is_no_text(tokenizer: Tokenizer, tmp_path: Path) ->
     tokenizer.save(tmp_path / "tokenizer.json")
     (tmp_path / "tokenizer.json").rename(folder / "tokenizer.json")
     assert ids_of(Tokenizer(folder), "a red cube") == ids_of(tokenizer, "a red cube")
+
+
+@pytest.fixture
+def panicking(reference_folder: Path, tmp_path: Path) -> Callable[[type[BaseException]], Tokenizer]:
+    """A tokenizer whose library fails in the way that is asked for, and says so on stderr."""
+
+    class Library:
+        def __init__(self, kind: type[BaseException]) -> None:
+            self.kind = kind
+
+        def encode(self, *_: object, **__: object) -> None:
+            os.write(2, b"thread '<unnamed>' panicked\n")
+            raise self.kind("slice index starts at 1")
+
+        decode = to_str = encode
+
+    def make(kind: type[BaseException]) -> Tokenizer:
+        tokenizer = Tokenizer(reference_folder)
+        tokenizer._tokenizer = Library(kind)
+        return tokenizer
+
+    return make
+
+
+# PyO3's class of that name derives from BaseException and cannot be made from Python.
+PanicException = type("PanicException", (BaseException,), {})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda tokenizer: tokenizer.encode("a"), "cannot encode 'a': slice index starts at 1. Copy the tok"),
+        (lambda tokenizer: tokenizer.ends("a"), "cannot encode 'a': slice index"),
+        (lambda tokenizer: tokenizer.decode([1]), "cannot decode its ids: slice index"),
+        (lambda tokenizer: tokenizer.save(Path("never")), "cannot be written as one file: slice index"),
+    ],
+)
+@pytest.mark.parametrize("kind", [PanicException, Exception])
+def test_a_panic_of_the_library_is_a_damaged_tokenizer(
+    panicking: Callable[[type[BaseException]], Tokenizer],
+    capfd: pytest.CaptureFixture[str],
+    kind: type[BaseException],
+    call: Callable[[Tokenizer], object],
+    message: str,
+) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        call(panicking(kind))
+    assert message in str(caught.value)
+    assert caught.value.exit_code == 2
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_a_wish_to_stop_is_no_panic(
+    panicking: Callable[[type[BaseException]], Tokenizer], kind: type[BaseException]
+) -> None:
+    with pytest.raises(kind):
+        panicking(kind).encode("a")

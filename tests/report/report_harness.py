@@ -23,6 +23,7 @@ from mobile_o_export.bundle.manifest import (
     write_manifest,
 )
 from mobile_o_export.bundle.outcomes import OUTCOMES, OUTCOMES_FOLDER, Outcome, Outcomes
+from mobile_o_export.bundle.verdicts import judged_digest
 from mobile_o_export.components.base import FunctionSpec, GraphSpec
 from mobile_o_export.compression.recipe import Recipe
 from mobile_o_export.evaluation.record import PICTURES, Answered, Drawn, Evaluation, ModelRun, Settings
@@ -138,7 +139,8 @@ def drawing() -> np.ndarray[Any, Any]:
 def write_bundle(folder: Path, found: Manifest, rows: Iterable[Row]) -> Path:
     folder.mkdir(exist_ok=True)
     write_manifest(folder, found)
-    (folder / "parity.json").write_text(json.dumps(report_json(list(rows))))
+    judged = {**report_json(list(rows)), "judged": judged_digest(found)}
+    (folder / "parity.json").write_text(json.dumps(judged))
     (folder / "LICENCE-WEIGHTS.txt").write_text("see https://example.org/licence\n")
     return folder
 

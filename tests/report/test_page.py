@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from report_harness import (
     DIGEST,
+    FUNCTIONS,
     Page,
     changed,
     drawing,
@@ -32,6 +33,7 @@ from mobile_o_export import tensors
 from mobile_o_export.backends.base import GraphFile
 from mobile_o_export.bundle.manifest import ComponentEntry
 from mobile_o_export.components.base import GraphSpec
+from mobile_o_export.errors import BundleError
 from mobile_o_export.parity.judge import Status
 from mobile_o_export.precision import Precision
 from mobile_o_export.report.contract import LETTERS, collapsed
@@ -151,11 +153,20 @@ def test_words_from_data_never_become_markup(tmp_path: Path) -> None:
 
 def test_what_html_cannot_hold_is_replaced(tmp_path: Path) -> None:
     folder = write_bundle(tmp_path / "bundle", manifest(), every_row())
-    write_chains(folder, {"torch": "a\x00b\ud800c\u202ed\ne", "phone": "a\x1bb"})
+    write_chains(folder, {"torch": "a\x00b\ufffec\u202ed\ne", "phone": "a\x1bb"})
     page = page_of(folder)
     assert page.html.encode("utf-8")
     assert not re.search("[\x00-\x08\x0b-\x1f\u202e]", page.html)
     assert "a�b�c�d e" in page.section("answers").text
+
+
+def test_half_a_character_is_no_text(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "bundle", manifest(), every_row())
+    write_chains(folder, {"torch": "a\ud800b", "phone": "c"})
+    with pytest.raises(
+        BundleError, match=r"chains\.json: not valid JSON: the text .* holds half a character"
+    ):
+        page_of(folder)
 
 
 def test_the_page_is_whole_and_fetches_nothing(bundle: Path, tmp_path: Path) -> None:
@@ -284,8 +295,14 @@ def test_equal_content_gives_equal_text(bundle: Path, tmp_path: Path) -> None:
     assert page_of(bundle, evaluation).html == page_of(bundle, evaluation).html
 
 
-def test_a_missing_or_infinite_number_is_a_dash(tmp_path: Path) -> None:
-    found = changed(every_row(), snr_db=None, max_abs=math.inf, cosine=None, **{"status": Status.FAILED})
+def test_an_infinite_number_is_no_number(tmp_path: Path) -> None:
+    found = changed(every_row(), max_abs=math.inf, **{"status": Status.FAILED})
+    with pytest.raises(BundleError, match=r"parity\.json: not valid JSON: Infinity is not a number"):
+        page_of(write_bundle(tmp_path / "bundle", manifest(), found))
+
+
+def test_a_missing_number_is_a_dash(tmp_path: Path) -> None:
+    found = changed(every_row(), snr_db=None, max_abs=None, cosine=None, **{"status": Status.FAILED})
     page = page_of(write_bundle(tmp_path / "bundle", manifest(), found))
     [line] = [own for own in page.all("tr", "failed") if own.within("details")]
     assert line.text == "mcp project case out ✗ failed – – – ≥ 40 dB –"
@@ -344,7 +361,9 @@ def test_many_tensors_of_one_kind_are_one_line(tmp_path: Path) -> None:
         ("past.{0…5}.key", 6),
         ("past.{0…5}.value", 6),
     ]
-    graph = GraphFile(GraphSpec("decode", ("decode",), (single, *caches), (single,)), "m.onnx", "")
+    [function] = FUNCTIONS["mcp"]
+    spec = GraphSpec("one", (function.name,), (*function.inputs, single, *caches), function.outputs)
+    graph = GraphFile(spec, "m.onnx", "")
     parts = dict(target("phone", Precision.FP16).components)
     parts["mcp"] = parts["mcp"].model_copy(update={"graphs": (graph,)})
     found = manifest(targets={"phone": target("phone", Precision.FP16, components=parts)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,14 +12,17 @@ from pydantic import Field
 from mobile_o_export.backends import versions
 from mobile_o_export.backends.base import Artifact, Backend, Executor, GraphFile, LowerRequest, Probe
 from mobile_o_export.components.base import CacheStyle, GraphOptions
-from mobile_o_export.errors import ConfigError
+from mobile_o_export.errors import ConfigError, MissingToolError
 from mobile_o_export.precision import Activations, Affine, Precision
 from mobile_o_export.progress import Say
+from mobile_o_export.quiet import captured
 from mobile_o_export.strict import Strict, check
 from mobile_o_export.tensors import DType
 
 if TYPE_CHECKING:
+    from mobile_o_export.backends.contents import Contents
     from mobile_o_export.checkpoint import Checkpoint
+    from mobile_o_export.parity.metrics import Array
 
 PACKAGES = ("coremltools",)
 
@@ -94,6 +97,14 @@ class CoreMLBackend(Backend):
             progress,
         )
 
+    def constants(self, artifact: Artifact, folder: Path, component: str) -> Iterator[tuple[str, Array]]:
+        """Constants as the MIL interpreter restores them."""
+        return package_constants(artifact.graphs, folder, component)
+
+    def contents(self, artifact: Artifact, folder: Path, component: str) -> Contents:
+        """Constants as the MIL interpreter restores them."""
+        return read_package(artifact.graphs, folder, component)
+
     def open(self, artifact: Artifact, folder: Path, component: str) -> Executor:
         """Core ML itself on macOS, the interpreter elsewhere."""
         return open_package(artifact.graphs, folder, component)
@@ -101,8 +112,7 @@ class CoreMLBackend(Backend):
 
 def open_package(graphs: Sequence[GraphFile], folder: Path, component: str) -> Executor:
     """Core ML itself on macOS, the interpreter elsewhere; ``graphs`` are of one package below ``folder``."""
-    (file,) = {graph.file for graph in graphs}
-    entries: Mapping[str, str] = {graph.spec.name: graph.entry for graph in graphs}
+    file, entries = _package(graphs)
     if sys.platform == "darwin":
         from mobile_o_export.backends.coreml.native import CoreMLExecutor
 
@@ -110,6 +120,40 @@ def open_package(graphs: Sequence[GraphFile], folder: Path, component: str) -> E
     from mobile_o_export.backends.coreml.interpreted import InterpreterExecutor
 
     return InterpreterExecutor(folder / file, entries, component)
+
+
+def read_package(graphs: Sequence[GraphFile], folder: Path, component: str) -> Contents:
+    """What the one package of ``graphs`` below ``folder`` holds.
+
+    Raises:
+        MissingToolError: coremltools is not installed.
+    """
+    file, entries = _package(graphs)
+    try:
+        with captured(f"reading {file} of {component}"):
+            from mobile_o_export.backends.coreml.contents import package_contents
+
+            return package_contents(folder / file, entries, component)
+    except ImportError as error:
+        raise MissingToolError(
+            f"{component}: .mlpackage folders need coremltools; pip install coremltools"
+        ) from error
+
+
+def package_constants(
+    graphs: Sequence[GraphFile], folder: Path, component: str
+) -> Iterator[tuple[str, Array]]:
+    """Every constant of the one package of ``graphs`` below ``folder``."""
+    from mobile_o_export.backends.coreml.contents import program_constants
+    from mobile_o_export.backends.coreml.interpreter import load_mlpackage
+
+    return program_constants(load_mlpackage(folder / _package(graphs)[0]), component)
+
+
+def _package(graphs: Sequence[GraphFile]) -> tuple[str, Mapping[str, str]]:
+    """The one package of ``graphs``, and the function of each."""
+    (file,) = {graph.file for graph in graphs}
+    return file, {graph.spec.name: graph.entry for graph in graphs}
 
 
 BACKEND = CoreMLBackend()

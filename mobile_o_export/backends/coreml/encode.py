@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,21 +56,14 @@ class Encoder:
                 block.remove_ops([operation])
                 self._placed[restored.op.name] = placed
 
-    def stored(self, package: Path, component: str) -> Iterator[tuple[str, Array]]:
-        """What the weights in a saved ``package`` restore, by name and in the axes of the parameters.
+    def stored(self, package: Path, component: str) -> Iterator[tuple[str, str, Array]]:
+        """What the weights in a saved ``package`` restore: name, place, numbers in the parameters' axes."""
+        from mobile_o_export.backends.coreml.contents import restored
+        from mobile_o_export.backends.coreml.interpreter import load_mlpackage
 
-        What several functions share, indices and palettes alike, comes once.
-        """
-        from mobile_o_export.backends.coreml.interpreter import Interpreter, Rounding, load_mlpackage
-
-        seen: set[Hashable] = set()
-        for function in load_mlpackage(package).functions.values():
-            interpreter = Interpreter(
-                function, rounding=Rounding.TYPED, component=component, keep_weights=False
-            )
-            for name, values in interpreter.restored(seen):
-                if placed := self._placed.get(name):
-                    yield placed.weight.name, placed.returned(values)
+        for place, operation, values in restored(load_mlpackage(package), component):
+            if placed := self._placed.get(operation):
+                yield placed.weight.name, place, placed.returned(values)
 
 
 def _constants(block: Any) -> Iterator[Any]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mobile_o_export import __version__
+from mobile_o_export.backends import versions
 from mobile_o_export.backends.base import Executor
 from mobile_o_export.errors import GateError, MissingToolError
 from mobile_o_export.parity.metrics import Array
@@ -15,6 +17,8 @@ from mobile_o_export.quiet import captured
 class InterpreterExecutor(Executor):
     """Functions of one package, each result rounded to its MIL type, sharing one state."""
 
+    rounds_to_half = True
+
     def __init__(self, package: Path, entries: Mapping[str, str], component: str) -> None:
         try:
             with captured(f"{component}: importing coremltools"):
@@ -23,7 +27,7 @@ class InterpreterExecutor(Executor):
             raise MissingToolError(
                 f"{component}: .mlpackage folders need coremltools; pip install coremltools"
             ) from error
-        self.runtime = "MIL interpreter (rounding to MIL types)"
+        self.runtime = f"MIL interpreter {__version__}, torch {_torch()} (rounding to MIL types)"
         self._program = load_mlpackage(package)
         self._rounding = Rounding.TYPED
         self._entries = entries
@@ -56,3 +60,8 @@ class InterpreterExecutor(Executor):
         """Forgets the functions and the state."""
         self._interpreters.clear()
         self._state = None
+
+
+def _torch() -> str:
+    """The version of torch, which computes what the interpreter asks for; without what build it is."""
+    return versions.installed(["torch"]).get("torch", "").partition("+")[0]

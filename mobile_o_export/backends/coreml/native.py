@@ -9,7 +9,7 @@ from typing import Any
 
 from mobile_o_export.backends import versions
 from mobile_o_export.backends.base import Executor
-from mobile_o_export.errors import MissingToolError
+from mobile_o_export.errors import GateError, MissingToolError
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.quiet import captured
 
@@ -18,6 +18,8 @@ OLDEST_MACOS = 15
 
 class CoreMLExecutor(Executor):
     """Functions of one package, each loaded when it is first called, sharing one state."""
+
+    rounds_to_half = True
 
     def __init__(self, package: Path, entries: Mapping[str, str], component: str) -> None:
         if versions.missing(["coremltools"]):
@@ -41,7 +43,7 @@ class CoreMLExecutor(Executor):
         """Outputs of one function."""
         import coremltools as ct
 
-        with captured(f"{self._component}: Core ML running {graph}"):
+        with captured(f"{self._component}: Core ML running {graph}", GateError):
             if graph not in self._models:
                 # A package of one function is loaded without naming it.
                 name = self._entries[graph] if len(self._entries) > 1 else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +12,7 @@ import numpy as np
 from mobile_o_export.backends import versions
 from mobile_o_export.backends.base import Artifact, Backend, Executor, GraphFile, LowerRequest, Probe
 from mobile_o_export.components.base import CacheStyle, GraphOptions
-from mobile_o_export.errors import ConfigError, ExportError, MissingToolError
+from mobile_o_export.errors import ConfigError, ExportError, GateError, MissingToolError
 from mobile_o_export.members import MemberName
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.precision import Activations, Floats, Integer, Precision
@@ -23,6 +23,7 @@ from mobile_o_export.strict import Strict, check
 from mobile_o_export.tensors import DType
 
 if TYPE_CHECKING:
+    from mobile_o_export.backends.contents import Contents
     from mobile_o_export.checkpoint import Checkpoint
 
 PACKAGES = ("litert-torch", "ai-edge-litert")
@@ -140,16 +141,38 @@ class LiteRTBackend(Backend):
             rows = check_weights(weights.compressed, encoder.stored(path), component.name)
         return Artifact(tuple(GraphFile(spec, MemberName(path.name), spec.name) for spec in specs), rows)
 
+    def constants(self, artifact: Artifact, folder: Path, component: str) -> Iterator[tuple[str, Array]]:
+        """Buffers as LiteRT restores them."""
+        del component
+        from mobile_o_export.backends.litert import flatbuffer
+        from mobile_o_export.backends.litert.contents import model_constants
+
+        (file,) = {graph.file for graph in artifact.graphs}
+        return model_constants(flatbuffer.read_model(folder / file))
+
+    def contents(self, artifact: Artifact, folder: Path, component: str) -> Contents:
+        """Buffers as LiteRT restores them."""
+        from mobile_o_export.backends.litert.contents import file_contents
+
+        (file,) = {graph.file for graph in artifact.graphs}
+        with captured(f"reading {file} of {component}"):
+            return file_contents(folder / file, _entries(artifact))
+
     def open(self, artifact: Artifact, folder: Path, component: str) -> LiteRTExecutor:
         """The interpreter over the file."""
         (file,) = {graph.file for graph in artifact.graphs}
-        return LiteRTExecutor(folder / file, component)
+        return LiteRTExecutor(folder / file, _entries(artifact), component)
+
+
+def _entries(artifact: Artifact) -> dict[str, str]:
+    """The signature of each graph."""
+    return {graph.spec.name: graph.entry for graph in artifact.graphs}
 
 
 class LiteRTExecutor(Executor):
     """Signatures of one .tflite, run by LiteRT's interpreter on the CPU."""
 
-    def __init__(self, path: Path, component: str) -> None:
+    def __init__(self, path: Path, entries: Mapping[str, str], component: str) -> None:
         try:
             with captured(f"{component}: importing {RUNTIME_PACKAGE}"):
                 from ai_edge_litert.interpreter import Interpreter
@@ -159,16 +182,18 @@ class LiteRTExecutor(Executor):
             ) from error
         version = versions.installed([RUNTIME_PACKAGE])[RUNTIME_PACKAGE]
         self.runtime = f"{RUNTIME_PACKAGE} {version} (XNNPACK)"
-        with captured(f"{component}: loading {path.name}"):
+        with captured(f"{component}: loading {path.name}", GateError):
             # As bytes: it takes no text of a path that is not UTF-8.
             self._interpreter: Any = Interpreter(os.fsencode(path), num_threads=os.cpu_count())
-            self._runners: dict[str, Any] = {}
+        self._entries = entries
+        self._runners: dict[str, Any] = {}
 
     def run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs of one signature."""
-        with captured(f"running signature {graph}"):
+        entry = self._entries[graph]
+        with captured(f"running signature {entry}", GateError):
             if graph not in self._runners:
-                self._runners[graph] = self._interpreter.get_signature_runner(graph)
+                self._runners[graph] = self._interpreter.get_signature_runner(entry)
             outputs: dict[str, Array] = self._runners[graph](**inputs)
         return outputs
 

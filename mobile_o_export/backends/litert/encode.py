@@ -7,7 +7,6 @@ index of one axis; with scales of blocks it is silently wrong, or crashes. int4 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from mobile_o_export.backends.litert import flatbuffer, static
+from mobile_o_export.backends.litert.contents import place_of
+from mobile_o_export.backends.litert.operators import NEEDS
+from mobile_o_export.backends.litert.restore import restored
 from mobile_o_export.compression.half import within_half
 from mobile_o_export.errors import LoweringError
 from mobile_o_export.precision import Activations, Integer
@@ -40,26 +42,6 @@ DYNAMIC_BLOCKS = ("FULLY_CONNECTED",)
 
 FENCE = np.float32(-3.0e38)
 """Less than any number: a MAXIMUM with it around a layer only keeps the converter from changing weights."""
-
-NEEDS = {
-    ("DEQUANTIZE", "FLOAT16"): (3, "1.15.0"),
-    ("DEQUANTIZE", "INT8"): (5, "2.7.0"),
-    ("DEQUANTIZE", "INT4"): (6, "2.18.0"),
-    ("DEQUANTIZE", "INT16"): (3, "1.15.0"),
-    ("QUANTIZE", "INT8"): (1, "1.14.0"),
-    ("QUANTIZE", "INT16"): (2, "1.15.0"),
-    ("EMBEDDING_LOOKUP", "INT8"): (4, "2.18.0"),
-    ("EMBEDDING_LOOKUP", "INT4"): (4, "2.18.0"),
-    ("FULLY_CONNECTED", "INT8"): (12, "2.17.0"),
-    ("FULLY_CONNECTED", "INT4"): (12, "2.17.0"),
-    ("CONV_2D", "INT8"): (5, "2.4.0"),
-    ("CONV_2D", "INT4"): (7, "2.11.0"),
-    ("DEPTHWISE_CONV_2D", "INT8"): (3, "1.14.0"),
-    ("FULLY_CONNECTED", "INT16"): (7, "2.3.0"),
-    ("CONV_2D", "INT16"): (4, "2.3.0"),
-    ("DEPTHWISE_CONV_2D", "INT16"): (5, "2.3.0"),
-}
-"""Versions of operators, and the runtimes they came with: LiteRT's op_version.cc and runtime_version.cc."""
 
 
 class Use(NamedTuple):
@@ -149,8 +131,8 @@ class Encoder:
             flatbuffer.write_model(model, file)
         beside.replace(path)
 
-    def stored(self, path: Path) -> Iterator[tuple[str, Array]]:
-        """What LiteRT restores of the weights in a saved ``path``, by name and in the axes of the parameters.
+    def stored(self, path: Path) -> Iterator[tuple[str, str, Array]]:
+        """What LiteRT restores of the weights in a saved ``path``: name, place, numbers in parameters' axes.
 
         What several signatures share, integers and scales alike, comes once.
         """
@@ -164,8 +146,8 @@ class Encoder:
             same += [np.asarray(quantization.scale).tobytes()] if scales is None else _identity(scales)
             if tuple(same) not in seen:
                 seen.add(tuple(same))
-                restored = _restored(tensor, scales, model.buffers)
-                yield name, found.placed.returned(restored.transpose(found.axes))
+                values = restored(tensor, scales, model.buffers).transpose(found.axes)
+                yield name, place_of(model, index, number), found.placed.returned(values)
 
 
 class Pass:
@@ -360,51 +342,3 @@ def _packed(integers: Array) -> Array:
 def _identity(tensor: Any) -> list[Any]:
     """What tells tensors with other content apart."""
     return [int(tensor.buffer), tensor.type, tuple(tensor.shape)]
-
-
-def _restored(tensor: Any, scales: Any, buffers: Any) -> Array:
-    """What LiteRT makes of a constant, by a model of its own: float32 of the constant's shape.
-
-    ``DEQUANTIZE`` restores scales of channels, and a lookup of every row those of blocks.
-    """
-    from ai_edge_litert import schema_py_generated as schema
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-    model, graph, operator = schema.ModelT(), schema.SubGraphT(), schema.OperatorT()
-    model.version, model.buffers, model.operatorCodes = 3, [schema.BufferT()], []
-    graph.tensors, graph.inputs, graph.outputs, graph.operators = [], [], [0], [operator]
-    model.subgraphs = [graph]
-
-    def add(kind: str | int, shape: Any, content: Any = None, quantization: Any = None) -> int:
-        new = schema.TensorT()
-        new.type = getattr(schema.TensorType, kind) if isinstance(kind, str) else kind
-        new.shape, new.quantization = list(shape), quantization
-        new.buffer = 0 if content is None else flatbuffer.add_buffer(model, np.frombuffer(content, np.uint8))
-        graph.tensors.append(new)
-        return len(graph.tensors) - 1
-
-    quantization = schema.QuantizationParametersT()
-    operator.outputs = [add("FLOAT32", tensor.shape)]
-    weight = add(tensor.type, tensor.shape, buffers[tensor.buffer].data, quantization)
-    if scales is None:
-        kind, operator.inputs = "DEQUANTIZE", [weight]
-        for name in ("scale", "zeroPoint", "quantizedDimension"):
-            setattr(quantization, name, getattr(tensor.quantization, name))
-    else:
-        rows = np.arange(tensor.shape[0], dtype=np.int32)
-        kind, operator.inputs = "EMBEDDING_LOOKUP", [add("INT32", rows.shape, rows), weight]
-        quantization.detailsType = tensor.quantization.detailsType
-        quantization.details = details = schema.BlockwiseQuantizationT()
-        details.scales = add(scales.type, scales.shape, buffers[scales.buffer].data)
-        details.zeroPoints, details.blockSize = -1, tensor.quantization.details.blockSize
-    operator.opcodeIndex = flatbuffer.require_operator(model, kind, *NEEDS[kind, "INT4"])
-    content = io.BytesIO()
-    flatbuffer.write_model(model, content)
-    interpreter = Interpreter(
-        model_content=content.getvalue(),
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-    )
-    interpreter.allocate_tensors()
-    interpreter.invoke()
-    values: Array = interpreter.get_tensor(0)
-    return values

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mobile_o_export.backends import versions
-from mobile_o_export.backends.base import Artifact, Backend, Executor, GraphFile, LowerRequest, Probe
+from mobile_o_export.backends.base import (
+    Artifact,
+    Backend,
+    Executor,
+    GraphFile,
+    LowerRequest,
+    Probe,
+    several_files,
+)
 from mobile_o_export.backends.coreml.backend import BACKEND as COREML
-from mobile_o_export.backends.coreml.backend import open_package
+from mobile_o_export.backends.coreml.backend import open_package, package_constants, read_package
 from mobile_o_export.backends.mobile_o_app import language, packages
 from mobile_o_export.components.base import CacheStyle, GraphOptions
 from mobile_o_export.errors import ConfigError
 from mobile_o_export.precision import Affine, Precision
 from mobile_o_export.progress import Say
 from mobile_o_export.strict import Strict, check
-from mobile_o_export.tensors import DType, Role
+from mobile_o_export.tensors import DType, Role, TensorSpec
 
 if TYPE_CHECKING:
+    from mobile_o_export.backends.contents import Contents
     from mobile_o_export.checkpoint import Checkpoint
+    from mobile_o_export.parity.metrics import Array
 
 PACKAGES = ("coremltools", "safetensors", "transformers")
 
@@ -95,6 +105,33 @@ class MobileOAppBackend(Backend):
         del component
         return ""
 
+    def constants(self, artifact: Artifact, folder: Path, component: str) -> Iterator[tuple[str, Array]]:
+        """Packages' as Core ML's; of ``llm/`` what MLX restores."""
+        from mobile_o_export.backends.mobile_o_app.mlx import read_weights
+
+        if component == language.LANGUAGE:
+            return read_weights(folder / language.LANGUAGE)
+        return package_constants(_packaged(artifact), folder, component)
+
+    def contents(self, artifact: Artifact, folder: Path, component: str) -> Contents:
+        """Packages as Core ML's; of ``llm/`` what MLX restores. The vision encoder's are its package's."""
+        from mobile_o_export.backends.mobile_o_app.contents import language_contents
+
+        if component == language.LANGUAGE:
+            return language_contents(folder / language.LANGUAGE)
+        return read_package(_packaged(artifact), folder, component)
+
+    def layout_problem(self, component: str, graphs: Sequence[GraphFile]) -> str:
+        """``llm/`` holds the llm, and of the vision encoder what takes its features on; else one package."""
+        package = [graph for graph in graphs if graph.file != language.FILE]
+        if component != language.LANGUAGE:
+            return several_files(package)
+        if package:
+            return f"its graphs have to be in {language.FILE}"
+        states = _hidden_states(graphs)
+        fixed = len(states) == 1 and len(states[0].shape) > 1 and isinstance(states[0].shape[1], int)
+        return "" if fixed else "its graphs have to give a fixed number of hidden states, once"
+
     def open(self, artifact: Artifact, folder: Path, component: str) -> Executor:
         """Packages as Core ML's; ``llm/`` by PyTorch on the weights that MLX would restore."""
         from mobile_o_export.backends.mobile_o_app.executors import LanguageExecutor, VisionExecutor
@@ -102,15 +139,25 @@ class MobileOAppBackend(Backend):
         place = folder / language.LANGUAGE
         if component == language.LANGUAGE:
             return LanguageExecutor(place, _conditioning_layers(artifact.graphs))
-        package = [graph for graph in artifact.graphs if graph.file != language.FILE]
-        executor = open_package(package, folder, component)
+        executor = open_package(_packaged(artifact), folder, component)
         return VisionExecutor(executor, place) if component == packages.VISION else executor
+
+
+def _packaged(artifact: Artifact) -> list[GraphFile]:
+    """The graphs that are in a package: of the vision encoder not the projector."""
+    return [graph for graph in artifact.graphs if graph.file != language.FILE]
+
+
+def _hidden_states(graphs: Sequence[GraphFile]) -> list[TensorSpec]:
+    """The outputs that are hidden states."""
+    outputs = (tensor for graph in graphs for tensor in graph.spec.outputs)
+    return [tensor for tensor in outputs if tensor.role is Role.HIDDEN_STATES]
 
 
 def _conditioning_layers(graphs: Sequence[GraphFile]) -> int:
     """How many hidden states the llm's graph gives."""
-    outputs = (tensor for graph in graphs for tensor in graph.spec.outputs)
-    (layers,) = (tensor.shape[1] for tensor in outputs if tensor.role is Role.HIDDEN_STATES)
+    (states,) = _hidden_states(graphs)
+    layers = states.shape[1]
     assert isinstance(layers, int)
     return layers
 

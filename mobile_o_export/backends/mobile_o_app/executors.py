@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mobile_o_export.backends.base import Executor
+from mobile_o_export.backends.mobile_o_app.configuration import CONFIG_FILE, LanguageConfig
 from mobile_o_export.backends.mobile_o_app.language import PROJECTOR, THEIRS
-from mobile_o_export.backends.mobile_o_app.mlx import CONFIG_FILE, WEIGHTS_FILE, read_config, read_weights
+from mobile_o_export.backends.mobile_o_app.mlx import WEIGHTS_FILE, read_weights
 from mobile_o_export.backends.mobile_o_app.packages import PROJECTOR as PROJECTOR_GRAPH
 from mobile_o_export.errors import GateError, MissingToolError
 from mobile_o_export.parity.metrics import Array
@@ -17,20 +18,6 @@ from mobile_o_export.quiet import quiet_vendor
 
 if TYPE_CHECKING:
     import torch
-
-QWEN_KEYS = (
-    "hidden_size",
-    "num_hidden_layers",
-    "intermediate_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "rms_norm_eps",
-    "vocab_size",
-    "max_position_embeddings",
-    "rope_theta",
-    "tie_word_embeddings",
-)
-"""Of ``config.json``, those that transformers knows by the same names."""
 
 
 class LanguageExecutor(Executor):
@@ -42,12 +29,12 @@ class LanguageExecutor(Executor):
 
         from mobile_o_export.components import building
 
-        config = read_config(folder)
+        config = LanguageConfig.read(folder)
         weights = _tensors(folder, THEIRS)
-        if config["tie_word_embeddings"]:
+        if config.tie_word_embeddings and "model.embed_tokens.weight" in weights:
             weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
         with quiet_vendor():
-            settings = Qwen2Config(**{key: config[key] for key in QWEN_KEYS})
+            settings = Qwen2Config(**config.model_dump(exclude={"quantization"}))
             try:
                 self._model = building.build(lambda: Qwen2ForCausalLM(settings), weights)
             except RuntimeError as error:
@@ -103,9 +90,10 @@ class VisionExecutor(Executor):
                 f"the vision encoder's projector is in {folder.name}/, which was not exported. Export "
                 "the llm as well; the app cannot do without either"
             )
-        self.runtime = package.runtime
+        self.runtime, self.rounds_to_half = package.runtime, package.rounds_to_half
         self._package = package
         self._weights = _tensors(folder, f"{PROJECTOR}.")
+        _require_projector(self._weights, folder)
 
     def run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs of the package, or of the projector, in fp32."""
@@ -130,6 +118,19 @@ class VisionExecutor(Executor):
     def close(self) -> None:
         """Closes the package."""
         self._package.close()
+
+
+def _require_projector(weights: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Raises GateError unless ``weights`` are the two layers of a projector."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    inner, outer = shapes.get("linear_0.weight", ()), shapes.get("linear_2.weight", ())
+    flat = len(inner) == len(outer) == 2
+    biases = shapes.get("linear_0.bias"), shapes.get("linear_2.bias")
+    if not flat or outer[1] != inner[0] or biases != (inner[:1], outer[:1]):
+        raise GateError(
+            f"{folder / WEIGHTS_FILE}: the projector's two layers are incomplete or do not fit together. "
+            "Get the bundle again."
+        )
 
 
 def _tensors(folder: Path, prefix: str) -> dict[str, torch.Tensor]:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mobile_o_export.backends.base import Artifact, GraphFile, LowerRequest
+from mobile_o_export.backends.mobile_o_app.configuration import CONFIG_FILE
 from mobile_o_export.backends.mobile_o_app.mlx import (
-    CONFIG_FILE,
     WEIGHTS_FILE,
     quantized_tensors,
     read_weights,
@@ -138,8 +138,8 @@ def write_language(
     write_tokenizer(checkpoint.tokenizer_files, place)
     _write_config(checkpoint, recipe, weights, place)
     progress("reading the weights back")
-    read = ((weights[name][1], values) for name, values in read_weights(place))
-    stored = ((weight.name, values) for weight, values in read if weight is not None)
+    read = ((weights[name][1], name, values) for name, values in read_weights(place))
+    stored = ((weight.name, name, values) for weight, name, values in read if weight is not None)
     rows = check_weights(compressed, stored, LANGUAGE)
     return Artifact(tuple(GraphFile(spec, FILE, "") for spec in specs), rows)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mobile_o_export.backends.mobile_o_app.configuration import LanguageConfig
 from mobile_o_export.compression.affine import Affines
 from mobile_o_export.errors import GateError
 from mobile_o_export.members import Members
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from mobile_o_export.compression.compress import Compressed
     from mobile_o_export.parity.metrics import Array
 
-CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
@@ -69,50 +69,45 @@ def write_weights(folder: Path, tensors: Mapping[str, Array]) -> None:
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=4) + "\n")
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration in ``folder``.
-
-    Raises:
-        GateError: it is missing or damaged.
-    """
-    text = Members(folder, GateError).text(CONFIG_FILE)
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise GateError(f"{folder / CONFIG_FILE}: not valid JSON: {error}. Get the folder again.") from error
-    if not isinstance(config, dict):
-        raise GateError(f"{folder / CONFIG_FILE}: holds no JSON object. Get the folder again.")
-    return config
-
-
 def read_weights(folder: Path, prefix: str = "") -> Iterator[tuple[str, Array]]:
     """The layers' tensors, float16, by the names after ``prefix``; quantised ones restored as MLX does.
 
     Raises:
         GateError: a layer's tensors do not fit together, or with the configuration.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    quantization = read_config(folder).get("quantization")
-    bits = None if quantization is None else int(quantization["bits"])
-    with safe_open(Members(folder, GateError).file(WEIGHTS_FILE), framework="numpy") as file:
-        names = {name for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
-        for name in sorted(names):
-            layer = name.removesuffix(WEIGHT)
-            if name.endswith((SCALES, OFFSETS)):
-                continue
-            tensor = file.get_tensor(name)
-            if layer + SCALES in names:
-                scales, offsets = file.get_tensor(layer + SCALES), file.get_tensor(layer + OFFSETS)
-                tensor = _restored(layer, bits, tensor, scales, offsets)
-            yield name.removeprefix(prefix), tensor
+    quantization = LanguageConfig.read(folder).quantization
+    bits = None if quantization is None else quantization.bits
+    try:
+        with safe_open(Members(folder, GateError).file(WEIGHTS_FILE), framework="numpy") as file:
+            names = {name for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
+            for name in sorted(names):
+                layer = name.removesuffix(WEIGHT)
+                if name.endswith((SCALES, OFFSETS)):
+                    continue
+                tensor = file.get_tensor(name)
+                if layer + SCALES in names:
+                    scales, offsets = file.get_tensor(layer + SCALES), file.get_tensor(layer + OFFSETS)
+                    tensor = _restored(layer, bits, tensor, scales, offsets)
+                yield name.removeprefix(prefix), tensor
+    # An element type that NumPy lacks is a TypeError, or an AttributeError.
+    except (SafetensorError, OSError, TypeError, AttributeError) as error:
+        raise GateError(
+            f"{folder / WEIGHTS_FILE}: cannot be read as safetensors: {error}. Get the bundle again."
+        ) from error
 
 
 def _restored(layer: str, bits: int | None, words: Array, scales: Array, offsets: Array) -> Array:
     """The weights of one layer, float16 [O, I]."""
     fits = words.dtype == np.uint32 and scales.dtype == offsets.dtype == np.float16
-    if bits is None or not fits or scales.shape != offsets.shape or len(words) != len(scales):
+    flat = words.ndim == scales.ndim == offsets.ndim == 2
+    if bits is None or not fits or not flat or scales.shape != offsets.shape or len(words) != len(scales):
         raise GateError(f"{WEIGHTS_FILE}: {layer} holds no weights in groups of one scale and offset")
     codes = unpacked(words, bits)
+    if not scales.size or codes.size % scales.size:
+        raise GateError(
+            f"{WEIGHTS_FILE}: {layer} has {codes.size} weights, which {scales.size} groups cannot share"
+        )
     groups = Affines(codes.reshape(scales.size, -1), scales.reshape(-1), offsets.reshape(-1))
     return groups.restored().reshape(codes.shape)

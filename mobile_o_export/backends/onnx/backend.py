@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -16,7 +16,7 @@ from mobile_o_export.backends.onnx import nbits
 from mobile_o_export.backends.onnx.encode import BLOCKS_OPSET, Encoder
 from mobile_o_export.backends.onnx.tensorrt import TENSORRT_OPSET
 from mobile_o_export.components.base import CacheStyle, GraphOptions
-from mobile_o_export.errors import ConfigError, LoweringError, MissingToolError
+from mobile_o_export.errors import ConfigError, GateError, LoweringError, MissingToolError
 from mobile_o_export.members import MemberName
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.precision import Activations, Integer, Precision
@@ -26,6 +26,7 @@ from mobile_o_export.strict import Strict, check
 from mobile_o_export.tensors import DType
 
 if TYPE_CHECKING:
+    from mobile_o_export.backends.contents import Contents
     from mobile_o_export.checkpoint import Checkpoint
     from mobile_o_export.compression.recipe import Recipe
 
@@ -145,18 +146,52 @@ class OnnxBackend(Backend):
         """For TensorRT writes its optimisation profiles and the script that builds engines on the device."""
         from mobile_o_export.backends.onnx import tensorrt
 
-        if OnnxOptions(**options).operators == "tensorrt":
+        if self.finishing(options):
             tensorrt.write_build(folder, graphs)
+
+    def finishing(self, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """The two files for TensorRT."""
+        from mobile_o_export.backends.onnx import tensorrt
+
+        needed = check(dict(options), OnnxOptions, "[options]", ConfigError).operators == "tensorrt"
+        return (tensorrt.PROFILES, tensorrt.BUILD_SCRIPT) if needed else ()
+
+    def constants(self, artifact: Artifact, folder: Path, component: str) -> Iterator[tuple[str, Array]]:
+        """Initializers as their operators restore them."""
+        del component
+        from mobile_o_export.backends.onnx.contents import graph_constants
+
+        return graph_constants(_files(artifact, folder))
+
+    def contents(self, artifact: Artifact, folder: Path, component: str) -> Contents:
+        """Initializers as their operators restore them."""
+        from mobile_o_export.backends.onnx.contents import graph_contents
+
+        with captured(f"reading the .onnx files of {component}"):
+            return graph_contents(_files(artifact, folder))
+
+    def layout_problem(self, component: str, graphs: Sequence[GraphFile]) -> str:
+        """Nothing: each graph is a file of its own."""
+        del component, graphs
+        return ""
 
     def open(self, artifact: Artifact, folder: Path, component: str) -> OnnxExecutor:
         """ONNX Runtime over the files."""
-        from mobile_o_export.backends.onnx.external import require_own_data
+        return OnnxExecutor(_files(artifact, folder), component)
 
-        files = {graph.spec.name: folder / graph.file for graph in artifact.graphs}
-        executor = OnnxExecutor(files, component)
-        for path in set(files.values()):
-            require_own_data(path)
-        return executor
+
+def _files(artifact: Artifact, folder: Path) -> dict[str, Path]:
+    """The file of each graph.
+
+    Raises:
+        ExportError: one takes its weights from elsewhere.
+    """
+    from mobile_o_export.backends.onnx.external import require_own_data
+
+    files = {graph.spec.name: folder / graph.file for graph in artifact.graphs}
+    for path in set(files.values()):
+        require_own_data(path)
+    return files
 
 
 def _lacks(precision: Precision, recipe: Recipe, settings: OnnxOptions) -> str:
@@ -207,7 +242,7 @@ class OnnxExecutor(Executor):
 
     def run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs of one graph."""
-        with captured(f"running {graph}.onnx"):
+        with captured(f"running {graph}.onnx", GateError):
             if graph not in self._sessions:
                 settings = self._onnxruntime.SessionOptions()
                 settings.log_severity_level = 3

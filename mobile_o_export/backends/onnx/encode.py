@@ -67,11 +67,13 @@ class Encoder:
         if self.as_half:
             store_as_half(graph)
 
-    def stored(self, file: Path, graph: str) -> Iterator[tuple[str, Array]]:
-        """What the weights in a saved ``file`` restore, by name and in the axes of the parameters."""
+    def stored(self, file: Path, graph: str) -> Iterator[tuple[str, str, Array]]:
+        """What the weights in a saved ``file`` restore: name, place, numbers in the parameters' axes."""
+        import onnx
+
         placed = {name: place for (home, name), place in self._placed.items() if home == graph}
-        for name, values in restored(file, placed):
-            yield placed[name].weight.name, placed[name].returned(values)
+        for name, values in restored(onnx.load(file), placed):
+            yield placed[name].weight.name, f"{graph}/{name}", placed[name].returned(values)
 
 
 def _encode_for_onnxruntime(graph: Any, name: str, value: Any, placed: Placed) -> Placed | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,18 +11,25 @@ if TYPE_CHECKING:
     from mobile_o_export.parity.metrics import Array
 
 
-def restored(file: Path, wanted: Container[str]) -> Iterator[tuple[str, Array]]:
-    """What the integers named in ``wanted`` stand for in ``file``, in the axes in which they lie there.
+def compressed(model: Any) -> set[str]:
+    """The initializers of a ``model`` that are the integers of compressed weights."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    operands = ((node.op_type, node.input) for node in model.graph.node)
+    return {
+        inputs[_INTEGERS[kind]] for kind, inputs in operands if kind in _INTEGERS and len(inputs) > 1
+    } & stored
+
+
+def restored(model: Any, wanted: Container[str]) -> Iterator[tuple[str, Array]]:
+    """What the integers named in ``wanted`` stand for in a loaded ``model``, in the axes in which they lie.
 
     A name comes once for each node that uses the integers.
     """
-    import onnx
-
-    graph = _Graph(onnx.load(file))
-    for node in graph.model.graph.node:
-        for name in node.input:
-            if name in wanted:
-                yield name, _READERS[node.op_type](graph, node)
+    graph = _Graph(model)
+    for node in model.graph.node:
+        place = _INTEGERS.get(node.op_type)
+        if place is not None and len(node.input) > place and (name := node.input[place]) in wanted:
+            yield name, _READERS[node.op_type](graph, node)
 
 
 class _Graph:
@@ -126,3 +132,6 @@ _READERS = {
     "MatMulInteger": _multiplied_integers,
     "MatMulNBits": _multiplied_rows,
 }
+
+_INTEGERS = {"DequantizeLinear": 0, "GatherBlockQuantized": 0, "MatMulInteger": 1, "MatMulNBits": 1}
+"""Which operand of each is the integers."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from mobile_o_export.backends.coreml.interpreter.program import MilProgram, prog
 from mobile_o_export.backends.coreml.interpreter.weights import WeightStore
 from mobile_o_export.members import MemberName, Members
 from mobile_o_export.quiet import quiet_vendor
+from mobile_o_export.strict import parse_json
 
 _REMEDY = "Export it again."
 
@@ -46,7 +46,7 @@ def root_model_path(path: Path) -> Path:
         raise DamagedPackageError(f"{path} is no .mlpackage: {manifest_path} is missing")
     content = members.read(manifest_path.name)
     try:
-        manifest = json.loads(content)
+        manifest = parse_json(content)
         root = manifest["rootModelIdentifier"]
         relative = MemberName(manifest["itemInfoEntries"][root]["path"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

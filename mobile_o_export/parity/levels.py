@@ -1,0 +1,105 @@
+"""Levels held to those that an export recorded: gates lie far below what most outputs reach."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from mobile_o_export.parity.chain import CHAIN
+from mobile_o_export.parity.judge import Row, Status
+from mobile_o_export.parity.metrics import SNR_CEILING_DB
+
+FUNCTION_APART_DB, CHAIN_APART_DB = 70.0, 55.0
+"""How far two CPUs' computations of one file by one version of a runtime may be apart."""
+
+LEAST_TOLERANCE_DB = 0.05
+"""Levels are recorded to two places."""
+
+Key = tuple[str, str, str, str, str]
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a run was asked to judge: only what lies in it is missed where it is recorded."""
+
+    targets: Collection[str]
+    components: Collection[str]
+    chains: bool
+
+    def holds(self, row: Row) -> bool:
+        """Whether ``row`` should have been found."""
+        asked = self.chains if row.component == CHAIN else row.component in self.components
+        return row.target in self.targets and asked
+
+
+def tolerance_db(level: float, apart: float) -> float:
+    """By how much a level may differ from its record on another CPU.
+
+    Against a golden, an output has an error of ``level`` dB; the same output computed on another CPU differs
+    from it by no more than ``apart`` dB. In the worst case the two add up in phase, or cancel.
+    """
+    return max(LEAST_TOLERANCE_DB, 20.0 * math.log10(1.0 + 10.0 ** ((level - apart) / 20.0)))
+
+
+def held(rows: Sequence[Row], recorded: Sequence[Row], scope: Scope) -> list[Row]:
+    """``rows``, each failed that is not what was recorded, and a failed one for each that is missed.
+
+    Levels are compared where the same version of the same runtime computed both; a level above the recorded
+    one fails like one below it, since nothing but another file, golden or record makes it.
+    """
+    known: Mapping[Key, Row] = {_key(row): row for row in recorded}
+    found = {_key(row) for row in rows}
+    judged = [_held(row, known.get(_key(row))) for row in rows]
+    missed = [row for row in recorded if scope.holds(row) and _key(row) not in found]
+    # Where a component could not be opened here, one row says so for all of its outputs.
+    closed = {(row.target, row.component) for row in rows if not row.output}
+    return judged + [
+        _failed(row, "it is in the export's record, and was not computed now")
+        for row in missed
+        if (row.target, row.component) not in closed
+    ]
+
+
+def incomparable(rows: Sequence[Row]) -> list[str]:
+    """Runtimes whose levels could not be held to a record, since another one made it."""
+    return list(
+        dict.fromkeys(
+            row.runtime
+            for row in rows
+            if row.status is Status.PASSED and row.recorded_db is None and _level(row) is not None
+        )
+    )
+
+
+def _held(row: Row, recorded: Row | None) -> Row:
+    if row.status is not Status.PASSED:
+        return row
+    if recorded is None:
+        return _failed(row, "the export's record does not have it")
+    level, before = _level(row), _level(recorded)
+    if row.runtime != recorded.runtime or level is None or before is None:
+        return row
+    row = row.model_copy(update={"recorded_db": before})
+    tolerance = tolerance_db(before, CHAIN_APART_DB if row.component == CHAIN else FUNCTION_APART_DB)
+    if abs(level - before) <= tolerance:
+        return row
+    return _failed(
+        row,
+        f"{level:.1f} dB, and the export recorded {before:.1f} dB on the same runtime, from which other CPUs "
+        f"may differ by {tolerance:.1f} dB: the file, the golden or the record was changed",
+    )
+
+
+def _failed(row: Row, reason: str) -> Row:
+    return row.model_copy(update={"status": Status.FAILED, "reason": reason})
+
+
+def _key(row: Row) -> Key:
+    return row.target, row.component, row.function, row.case, row.output
+
+
+def _level(row: Row) -> float | None:
+    """The SNR, of an image the PSNR; equal arrays have none that could be written."""
+    level = row.psnr_db if row.psnr_db is not None else row.snr_db
+    return level if level is None else min(level, SNR_CEILING_DB)
