@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mobile_o_export.backends.contents import Contents, Interface, Port
+from mobile_o_export.backends.onnx.external import load
 from mobile_o_export.backends.onnx.readback import compressed, restored
 from mobile_o_export.digests import array_digest
 from mobile_o_export.errors import GateError
@@ -26,9 +27,7 @@ def graph_contents(files: Mapping[str, Path]) -> Contents:
     programs: dict[str, str] = {}
     interfaces: dict[str, Interface] = {}
     for graph, path in files.items():
-        import onnx
-
-        model = onnx.load(path)
+        model = load(path)
         constants |= {place: array_digest(values) for place, values in _constants(graph, model)}
         interfaces[graph] = Interface(_ports(model.graph.input), _ports(model.graph.output))
         programs[path.name] = _code(model)
@@ -37,10 +36,8 @@ def graph_contents(files: Mapping[str, Path]) -> Contents:
 
 def graph_constants(files: Mapping[str, Path]) -> Iterator[tuple[str, Array]]:
     """Every constant of the ``files``, by graph and name."""
-    import onnx
-
     for graph, path in files.items():
-        yield from _constants(graph, onnx.load(path))
+        yield from _constants(graph, load(path))
 
 
 def _constants(graph: str, model: Any) -> Iterator[tuple[str, Array]]:

@@ -16,8 +16,21 @@ from mobile_o_export.members import Members
 _REMEDY = "Get the bundle again, or export it again."
 
 
-def require_own_data(path: Path) -> None:
-    """Looks at every file that the model in ``path`` keeps tensors in.
+def load(path: Path) -> Any:
+    """The model in ``path`` with all of its tensors.
+
+    Raises:
+        GateError: as :func:`require_own_data`.
+    """
+    from onnx.external_data_helper import load_external_data_for_model
+
+    model = require_own_data(path)
+    load_external_data_for_model(model, str(path.parent))
+    return model
+
+
+def require_own_data(path: Path) -> Any:
+    """The model in ``path``, after a look at every file that it keeps tensors in; those are not loaded.
 
     Raises:
         GateError: it is no model, or one of those files is not a regular file of its folder.
@@ -35,6 +48,7 @@ def require_own_data(path: Path) -> None:
     }
     for place in sorted(places):
         members.file(place)
+    return model
 
 
 def _tensors(message: Any) -> Iterator[Any]:
