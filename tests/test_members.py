@@ -243,16 +243,20 @@ ROOMS = (
     *("bundle", "report", "evaluation", "golden", "pipelines/settings.py", "png.py"),
     *("backends/coreml/interpreter", "backends/coreml/interpreted.py", "backends/coreml/native.py"),
     *("backends/mobile_o_app/executors.py", "backends/mobile_o_app/mlx.py", "backends/onnx/external.py"),
+    *(f"backends/{name}/contents.py" for name in ("coreml", "litert", "mobile_o_app", "onnx")),
+    *("backends/contents.py", "backends/litert/restore.py", "backends/onnx/readback.py"),
 )
 """Everything that reads files of a bundle, or of an evaluation of one."""
 
 ALLOWED = {
     ("bundle/configs.py", "copyfile"): "the checkpoint's tokenizer, by fixed names",
     ("evaluation/tasks.py", "read_bytes"): "the files that the user gave with --prompts and --questions",
+    ("golden/record.py", "read_bytes"): "the checkpoint's tokenizer, by fixed names",
     ("golden/requests.py", "read_toml"): "the user's own prompts",
     ("golden/store.py", "safe_open"): "a path that Members.file has looked at",
     ("backends/mobile_o_app/mlx.py", "safe_open"): "a path that Members.file has looked at",
     ("backends/coreml/interpreter/blob.py", "memmap"): "a path that Members.file has looked at",
+    ("backends/mobile_o_app/contents.py", "safe_open"): "a path that Members.file has looked at",
     ("report/page.py", "read_text"): "the style sheet of this package",
     ("report/pictures.py", "Image.open"): "bytes whose header opened_png has looked at",
     ("png.py", "Image.open"): "bytes that Members.read has read",

@@ -54,14 +54,14 @@ def write_configs(checkpoint: Checkpoint, folder: Path) -> dict[str, str]:
     write_vectors(settings, tokenizer, folder / VECTORS_FOLDER)
     tasks = checkpoint.path / EVALUATION_FOLDER
     if any((tasks / name).is_file() for name in (PROMPTS, QUESTIONS)):
-        _copy_tasks(tasks, folder / EVALUATION_FOLDER)
+        copy_tasks(tasks, folder / EVALUATION_FOLDER)
         copied += [f"{EVALUATION_FOLDER}/{name}" for name, _ in entries(folder / EVALUATION_FOLDER)]
     (folder / LICENCE_NOTICE).write_text(checkpoint.licence, encoding="utf-8")
     members = Members(folder, BundleError)
     return {name: file_digest(members, name).sha256 for name in sorted(copied)}
 
 
-def _copy_tasks(source: Path, folder: Path) -> None:
+def copy_tasks(source: Path, folder: Path) -> None:
     """Copies a checkpoint's tasks; of links only those within it, as Hugging Face's cache has.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -181,6 +182,15 @@ def test_a_file_computes_what_pytorch_does_with_the_restored_weights(
     lower: Lower, reference_checkpoint: Checkpoint, name: str
 ) -> None:
     assert computed_db(lower("mcp", recipe(name)), reference_checkpoint) > DYNAMIC_DB.get(name, EXACT_DB)
+
+
+def test_a_path_that_is_no_text_is_taken(lower: Lower, tmp_path: Path) -> None:
+    lowered = lower("mcp", recipe("w16"))
+    folder = tmp_path / os.fsdecode(b"b\xff")
+    folder.mkdir()
+    shutil.copy(lowered.file, folder)
+    with backend("litert").open(lowered.artifact, folder, "mcp") as executor:
+        assert executor.runtime.startswith("ai-edge-litert ")
 
 
 @pytest.mark.parametrize("name", ["w8", "w4", "w4_b32_dyn"])

@@ -144,7 +144,7 @@ def test_names_cannot_move_the_cursor(
 ) -> None:
     monkeypatch.setenv("TERM", terminal_kind)
     ProgressPrinter()("a", "b", Done("on \033[2J\nevil\r.png"))
-    assert terminal.getvalue().removeprefix("\r\033[K") == "[   0.0 s] a b: on ?[2J?evil?.png\n"
+    assert terminal.getvalue().removeprefix("\r\033[K") == "[   0.0 s] a b: on \\x1b[2J\\nevil\\r.png\n"
 
 
 def test_a_reader_that_went_away_stops_nothing(clock: Clock, stream: Stream) -> None:

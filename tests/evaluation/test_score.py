@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from mobile_o_export.errors import UsageError
 from mobile_o_export.evaluation.record import Answered, Drawn, ModelRun
+from mobile_o_export.evaluation.run import copy_pictures
 from mobile_o_export.evaluation.score import Difference, Level, Proportion, score
 
 
@@ -112,3 +114,48 @@ def test_a_picture_that_is_gone_is_told(tmp_path: Path) -> None:
     (tmp_path / "0.png").unlink()
     with pytest.raises(UsageError, match="Evaluate again"):
         score(model, tmp_path, run(model.drawings), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "side", "said"),
+    [
+        ((8, 2000), None, "reference/0.png is 2000 × 2000. Evaluate again."),
+        ((2000, 8), None, "0.png: is 2000 × 2000 pixels, and"),
+        ((13_000, 13_000), None, "is 13000 × 13000 pixels, more than 4 million. Evaluate again."),
+        ((9, 9), 8, "is 9 × 9 pixels, not 8 × 8. Evaluate again."),
+    ],
+)
+def test_pictures_of_other_sizes_are_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, int], side: int | None, said: str
+) -> None:
+    model = run(drawn(tmp_path, True))
+    (tmp_path / "reference").mkdir()
+    for folder, size in zip((tmp_path, tmp_path / "reference"), sizes, strict=True):
+        Image.new("1", (size, size)).save(folder / "0.png")
+
+    def fail(_: object) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(PngImageFile, "load", fail)
+    with pytest.raises(UsageError) as raised:
+        score(model, tmp_path, run(model.drawings), tmp_path / "reference", side)
+    assert said in str(raised.value)
+
+
+def test_copied_pictures_get_the_names_of_their_model_s(tmp_path: Path) -> None:
+    """Whatever the record calls them: another model's drawings are not replaced."""
+    source, folder = tmp_path / "source", tmp_path / "folder"
+    source.mkdir()
+    folder.mkdir()
+    model = run(drawn(source, True, False))
+    content = [(source / f"{index}.png").read_bytes() for index in range(2)]
+    copied = copy_pictures(model, "torch", source, folder)
+    assert [found.picture for found in copied.drawings] == [
+        "pictures/torch/0000.png",
+        "pictures/torch/0001.png",
+    ]
+    assert [(folder / found.picture).read_bytes() for found in copied.drawings] == content
+    (source / "1.png").unlink()
+    (source / "1.png").symlink_to("0.png")
+    with pytest.raises(UsageError, match=r"1\.png: is a link\. Get the bundle again\."):
+        copy_pictures(model, "torch", source, folder)

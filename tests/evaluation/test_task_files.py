@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
-from mobile_o_export.errors import UsageError
+from mobile_o_export.bundle.configs import copy_tasks
+from mobile_o_export.errors import CheckpointError, UsageError
 from mobile_o_export.evaluation.tasks import Tasks
+from mobile_o_export.pipelines.preprocessing import load_picture
+from mobile_o_export.png import MOST_PIXELS
 
 PROMPT = '{"tag": "counting", "prompt": "two cats", "include": [{"class": "cat", "count": 2}]}\n'
 QUESTION = '{"image": "a.png", "question": "What?", "answer": "that"}\n'
@@ -80,3 +85,87 @@ def test_what_is_missing_is_named(files: tuple[Path, Path]) -> None:
     prompts.write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match="UTF-8"):
         Tasks.read(prompts, None)
+
+
+@pytest.mark.parametrize("links", [False, True])
+def test_tasks_that_came_with_a_model_may_be_links_in_a_checkpoint_only(tmp_path: Path, links: bool) -> None:
+    """As Hugging Face's cache lays it out: snapshots/<revision>/ of links into blobs/."""
+    blobs, folder = tmp_path / "blobs", tmp_path / "snapshots" / "0123" / "evaluation"
+    blobs.mkdir()
+    folder.mkdir(parents=True)
+    (blobs / "q").write_text(QUESTION)
+    Image.new("RGB", (4, 4)).save(blobs / "a", "PNG")
+    (folder / "questions.jsonl").symlink_to("../../../blobs/q")
+    (folder / "a.png").symlink_to("../../../blobs/a")
+    if links:
+        tasks = Tasks.own(folder, links=True)
+        assert tasks is not None
+        assert [question.image for question in tasks.questions] == ["a.png"]
+        assert tasks.digest == Tasks.read(None, folder / "questions.jsonl").digest
+    else:
+        with pytest.raises(UsageError, match=r"questions\.jsonl: is a link"):
+            Tasks.own(folder, links=False)
+    assert Tasks.own(tmp_path / "none", links=links) is None
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [("../a.png", "line 1: image: '../a.png' is not a name of a file below the folder: it leads out of it")],
+)
+def test_a_picture_s_name_leads_nowhere_else(files: tuple[Path, Path], image: str, said: str) -> None:
+    files[1].write_text(QUESTION.replace("a.png", image))
+    with pytest.raises(UsageError) as raised:
+        Tasks.read(None, files[1])
+    assert said in str(raised.value)
+
+
+def test_a_large_picture_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("1", (8_000, 6_000)).save(tmp_path / "a.png")
+
+    def fail(_: object) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(PngImageFile, "load", fail)
+    with pytest.raises(UsageError, match="is 8000 × 6000 pixels, more than 40 million"):
+        load_picture(tmp_path / "a.png", MOST_PIXELS)
+
+
+def checkpoint_with(folder: Path) -> Path:
+    tasks = folder / "evaluation"
+    (tasks / "inner").mkdir(parents=True)
+    (tasks / "questions.jsonl").write_text(QUESTION)
+    (tasks / "inner" / "b.png").write_bytes(b"b")
+    return tasks
+
+
+def test_a_checkpoint_s_tasks_are_copied_from_a_cache_of_links(tmp_path: Path) -> None:
+    tasks = checkpoint_with(tmp_path / "snapshots" / "0123")
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "a").write_bytes(b"a")
+    (tasks / "a.png").symlink_to("../../../blobs/a")
+    copy_tasks(tasks, tmp_path / "copy")
+    copied = {
+        path.relative_to(tmp_path / "copy").as_posix(): path.read_bytes()
+        for path in (tmp_path / "copy").rglob("*")
+        if path.is_file() and not path.is_symlink()
+    }
+    assert copied == {"a.png": b"a", "inner/b.png": b"b", "questions.jsonl": QUESTION.encode()}
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "pipe"])
+def test_nothing_from_elsewhere_gets_into_a_bundle(tmp_path: Path, kind: str) -> None:
+    tasks = checkpoint_with(tmp_path / "checkpoint")
+    (tmp_path / "secret").write_text("the user's")
+    if kind == "pipe":
+        os.mkfifo(tasks / "a.png")
+    else:
+        (tasks / "a.png").symlink_to(tmp_path / "secret" if kind == "file" else tasks / "inner")
+    said = {
+        "file": "is a link out of the checkpoint",
+        "folder": "is a folder",
+        "pipe": "is not a regular file",
+    }
+    with pytest.raises(CheckpointError, match=rf"a\.png: {said[kind]}"):
+        copy_tasks(tasks, tmp_path / "copy")

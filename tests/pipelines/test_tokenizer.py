@@ -152,6 +152,14 @@ def test_no_tokenizer(tmp_path: Path) -> None:
         Tokenizer(tmp_path)
 
 
+def test_a_folder_whose_path_is_no_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"t\xff")
+    folder.mkdir()
+    tokenizer.save(tmp_path / "tokenizer.json")
+    (tmp_path / "tokenizer.json").rename(folder / "tokenizer.json")
+    assert ids_of(Tokenizer(folder), "a red cube") == ids_of(tokenizer, "a red cube")
+
+
 @pytest.fixture
 def panicking(reference_folder: Path, tmp_path: Path) -> Callable[[type[BaseException]], Tokenizer]:
     """A tokenizer whose library fails in the way that is asked for, and says so on stderr."""

@@ -185,11 +185,17 @@ def _files(artifact: Artifact, folder: Path) -> dict[str, Path]:
 
     Raises:
         ExportError: one takes its weights from elsewhere.
+        MissingToolError: neither ONNX nor ONNX Runtime can take their paths.
     """
     from mobile_o_export.backends.onnx.external import require_own_data
 
     files = {graph.spec.name: folder / graph.file for graph in artifact.graphs}
     for path in set(files.values()):
+        if os.fsencode(path).decode(errors="replace") != str(path):
+            raise MissingToolError(
+                f"ONNX Runtime takes no path that is not UTF-8, and {path} is none; move the bundle "
+                "to another folder"
+            )
         require_own_data(path)
     return files
 
@@ -230,12 +236,6 @@ class OnnxExecutor(Executor):
                 f"{component}: .onnx files need ONNX Runtime; pip install onnxruntime"
             ) from error
         self._onnxruntime: Any = onnxruntime
-        for path in files.values():
-            if os.fsencode(path).decode(errors="replace") != str(path):
-                raise MissingToolError(
-                    f"{component}: ONNX Runtime takes no path that is not UTF-8, and {path} is none; move "
-                    "the bundle to another folder"
-                )
         self.runtime = f"onnxruntime {onnxruntime.__version__} (CPU)"
         self._files = files
         self._sessions: dict[str, Any] = {}
