@@ -117,11 +117,13 @@ def names(picture: Image.Image) -> list[str]:
     return [seen.name for seen in detect(picture)]
 
 
+@pytest.mark.slow
 def test_everything_in_clean_pictures_is_found(world: ModuleType) -> None:
     assert accuracy(world, 1000) == 1
     assert accuracy(world, 200, held_out=True) == 1
 
 
+@pytest.mark.slow
 def test_blur_and_noise_hide_nothing(world: ModuleType) -> None:
     rng = np.random.default_rng(21)
     assert accuracy(world, 400, change=lambda picture: spoiled(picture, rng, 0.8, 6)) >= 0.995
@@ -129,6 +131,7 @@ def test_blur_and_noise_hide_nothing(world: ModuleType) -> None:
     assert accuracy(world, 400, change=lambda picture: spoiled(picture, rng, 1.0, 12)) >= 0.97
 
 
+@pytest.mark.slow
 def test_the_size_of_the_picture_does_not_matter(world: ModuleType) -> None:
     def larger(picture: Image.Image) -> Image.Image:
         return picture.resize((4 * SIDE, 4 * SIDE), Image.Resampling.BICUBIC)
