@@ -58,7 +58,7 @@ def edits_of(place: str) -> Iterator[tuple[str, c.Edit]]:
     """What is done to one file of a graph, by its format."""
     if place.endswith(".onnx"):
         for what, change in c.NUMBERS.items():
-            yield what, c.of_onnx(place, large, change)
+            yield what, c.of_onnx(place, c.large_onnx, change)
         yield "a norm's epsilon x 100", c.of_onnx_graph(place, epsilon)
         yield "an operator is another", c.of_onnx_graph(place, operator)
         yield "an output renamed", c.of_onnx_graph(place, output)
@@ -97,16 +97,6 @@ def edits_of(place: str) -> Iterator[tuple[str, c.Edit]]:
             "its index",
             c.of_json(f"{folder}/model.safetensors.index.json", lambda value: value["weight_map"].popitem()),
         )
-
-
-def large(tensor: Any) -> bool:
-    """An initializer of several rows that holds numbers."""
-    return (
-        len(tensor.dims) > 1
-        and tensor.dims[0] > 1
-        and np.prod(tensor.dims) >= 64
-        and tensor.data_type in (1, 3, 10)
-    )
 
 
 def first_large(tensors: dict[str, Any]) -> str:

@@ -219,6 +219,12 @@ NUMBERS: dict[str, Numbers] = {
 }
 
 
+def large_onnx(tensor: Any) -> bool:
+    """An initializer of several rows of floating-point numbers or bytes."""
+    rows = len(tensor.dims) > 1 and tensor.dims[0] > 1
+    return bool(rows and np.prod(tensor.dims) >= 64 and tensor.data_type in (1, 3, 10))
+
+
 def of_onnx(name: str, wanted: Callable[[Any], bool], change: Numbers) -> Edit:
     """``change`` of a random initializer among those that are ``wanted``, external or not."""
 

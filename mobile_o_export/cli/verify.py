@@ -77,7 +77,7 @@ def verify(
     """
     with ProgressPrinter() as progress:
         progress("bundle", "", "hashing its files")
-        from mobile_o_export.bundle.manifest import DamagedBundleError
+        from mobile_o_export.bundle.manifest import ID_PREFIX, DamagedBundleError, manifest_digest
         from mobile_o_export.bundle.verify import Wish, damage_rows, verify_bundle
         from mobile_o_export.errors import GateError, MissingToolError, UsageError
         from mobile_o_export.parity.judge import Status, verdict
@@ -106,6 +106,7 @@ def verify(
         checks = sum(is_check(row) for row in rows)
         outputs = len(rows) - checks
         screen.result(f"\n{verdict(rows)}: {outputs} outputs compared, {checks} checks of files and records")
+        screen.result(f"bundle: {ID_PREFIX}{manifest_digest(bundle)}")
     if damaged is not None:
         raise damaged
     if verdict(rows) is not Status.PASSED:

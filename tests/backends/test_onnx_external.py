@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from mobile_o_export.backends.onnx.external import require_own_data
+from mobile_o_export.backends.onnx.external import load_whole, require_own_data
 from mobile_o_export.errors import GateError
 
 
@@ -71,3 +71,33 @@ def test_what_is_no_model_is_said(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"\xff" * 20)
     with pytest.raises(GateError, match=r"m\.onnx: is no ONNX model"):
         require_own_data(tmp_path / "m.onnx")
+
+
+def stored(folder: Path, offset: int = 4, length: int = 16) -> Path:
+    """A model whose one tensor is in a file beside it, after four bytes of something else."""
+    tensor = external("own.data")
+    tensor.external_data.add(key="offset", value=str(offset))
+    tensor.external_data.add(key="length", value=str(length))
+    node = helper.make_node("Identity", ["weight"], ["y"])
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [4])
+    made = helper.make_model(helper.make_graph([node], "g", [], [output], [tensor]))
+    (folder / "own.data").write_bytes(b"head" + np.arange(4, dtype=np.float32).tobytes())
+    path = folder / "model.onnx"
+    path.write_bytes(made.SerializeToString())
+    return path
+
+
+def test_tensors_in_a_file_of_several_hard_links_are_read(tmp_path: Path) -> None:
+    """As a backup or a cache keeps files; onnx.load refuses them."""
+    path = stored(tmp_path)
+    os.link(tmp_path / "own.data", tmp_path / "another.data")
+    with pytest.raises(onnx.checker.ValidationError, match="multiple hard links"):
+        onnx.load(path)
+    (tensor,) = load_whole(path).graph.initializer
+    assert onnx.numpy_helper.to_array(tensor).tolist() == [0.0, 1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize(("offset", "length"), [(5, 16), (4, 17), (-4, 16), (400, 16)])
+def test_a_tensor_beyond_the_end_of_its_file_is_refused(tmp_path: Path, offset: int, length: int) -> None:
+    with pytest.raises(GateError, match="weight lies beyond the end of its file"):
+        load_whole(stored(tmp_path, offset, length))
