@@ -127,6 +127,23 @@ def test_damaged_manifest(package, text):
         load_mlpackage(package)
 
 
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (7, "names a root model that is no path: 7"),
+        ("x" * 5000, "names an impossible root model"),
+        ("x\0y", "names an impossible root model"),
+    ],
+)
+def test_manifest_that_names_no_file(package, path, message):
+    manifest = json.loads((package / "Manifest.json").read_text())
+    manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"] = path
+    (package / "Manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DamagedPackageError, match=message) as caught:
+        load_mlpackage(package)
+    assert caught.value.exit_code == 2
+
+
 def test_manifest_that_points_outside(package):
     manifest = json.loads((package / "Manifest.json").read_text())
     manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"] = "../../secret"
