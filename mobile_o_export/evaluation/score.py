@@ -173,5 +173,5 @@ def _unit(path: Path) -> Array:
     try:
         with Image.open(path, formats=("PNG",)) as picture:
             return np.asarray(picture.convert("RGB"), np.float32) / np.float32(255)
-    except (OSError, UnidentifiedImageError) as error:
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise UsageError(f"{path}: cannot be read ({error}). Evaluate again.") from error

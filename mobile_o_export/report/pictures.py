@@ -36,7 +36,12 @@ class Picture:
         from PIL import Image
 
         path = folder / name
-        if PurePosixPath(name).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
+        # A name with a null byte is none that could be resolved.
+        if (
+            "\0" in name
+            or PurePosixPath(name).is_absolute()
+            or not path.resolve().is_relative_to(folder.resolve())
+        ):
             raise failure(f"{folder}: names a picture outside of it, {name!r}. Get the folder again.")
         try:
             content = path.read_bytes()

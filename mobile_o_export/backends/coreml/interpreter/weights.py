@@ -130,12 +130,19 @@ class WeightStore:
         if name not in self._files:
             if not name.startswith(_MODEL_PATH):
                 raise DamagedPackageError(f"{self._package}: weight file {name!r} is not below {_MODEL_PATH}")
-            path = (self._model_folder / name.removeprefix(_MODEL_PATH)).resolve()
+            try:
+                path = (self._model_folder / name.removeprefix(_MODEL_PATH)).resolve()
+                found = path.is_file()
+            # A name that the file system does not take.
+            except (OSError, ValueError) as error:
+                raise DamagedPackageError(
+                    f"{self._package}: weight file {name[:60]!r} cannot be: {error}"
+                ) from error
             if not path.is_relative_to(self._model_folder.resolve()):
                 raise DamagedPackageError(
                     f"{self._package}: weight file {name!r} lies outside of the package"
                 )
-            if not path.is_file():
+            if not found:
                 raise DamagedPackageError(f"{self._package} lacks its weight file {name}; export it again")
             self._files[name] = WeightFile(path)
         return self._files[name]
