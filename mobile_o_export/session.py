@@ -74,7 +74,8 @@ class Session:
             graph: which graph to use; by default the smallest that fits.
 
         Raises:
-            UsageError: there is no such function; an input is missing, empty, of another shape, or too long for every graph.
+            UsageError: there is no such function; or an input is missing, empty, of another shape, or too
+                long for every graph.
             GateError: the graph's outputs are not those of its contract.
         """
         contract = self._contract(function)

@@ -73,6 +73,10 @@ def escape(block):
     blob(block).fileName = "@model_path/../../../etc/hostname"
 
 
+def impossible(block):
+    blob(block).fileName = "@model_path/weights/a\0b"
+
+
 def shift(block):
     blob(block).offset += 64
 
@@ -105,7 +109,18 @@ def repeat(block):
 
 @pytest.mark.parametrize(
     "change",
-    [rename_file, escape, shift, overrun, lose_value, lose_parameter, dangle, lose_producer, repeat],
+    [
+        rename_file,
+        escape,
+        impossible,
+        shift,
+        overrun,
+        lose_value,
+        lose_parameter,
+        dangle,
+        lose_producer,
+        repeat,
+    ],
     ids=lambda change: change.__name__,
 )
 def test_damaged_programs(package, change):
