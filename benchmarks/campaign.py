@@ -138,19 +138,19 @@ def output(model: Any) -> bool:
     return True
 
 
-def small_constant(model: Any, _: np.random.Generator) -> bool:
+def small_constant(model: Any, rng: np.random.Generator) -> bool:
     """The first scalar constant of a graph, a hundred times as large."""
     from ai_edge_litert.schema_py_generated import TensorType
 
     for graph in model.subgraphs:
         for tensor in graph.tensors:
-            data = model.buffers[tensor.buffer].data
-            if tensor.type == TensorType.FLOAT32 and data is not None and len(data) == 4:
-                model.buffers[tensor.buffer].data = (np.frombuffer(bytes(data), np.float32) * 100).view(
-                    np.uint8
-                )
-                return True
-    return c.signature_renamed(model, _)
+            buffer = model.buffers[tensor.buffer]
+            if tensor.type == TensorType.FLOAT32 and buffer.data is not None and len(buffer.data) == 4:
+                value = np.frombuffer(bytes(buffer.data), np.float32)
+                if np.isfinite(value).all() and value.any():
+                    buffer.data = (value * 100).view(np.uint8)
+                    return True
+    return c.signature_renamed(model, rng)
 
 
 LIES: dict[str, tuple[str, Callable[[Any], object]]] = {

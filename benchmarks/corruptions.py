@@ -244,7 +244,8 @@ def of_onnx(name: str, wanted: Callable[[Any], bool], change: Numbers) -> Edit:
         data = f"{path.name}.data"
         for place in (path, path.with_name(data)):
             place.unlink(missing_ok=True)
-        onnx.save(model, path, save_as_external_data=True, location=data, size_threshold=0)
+        # As export does: shapes and axes stay in the graph, where shape inference looks for them.
+        onnx.save(model, path, save_as_external_data=True, location=data, size_threshold=1024)
 
     return edit
 

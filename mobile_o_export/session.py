@@ -34,6 +34,12 @@ class Session:
         self.graphs_run: set[str] = set()
         self.runtime = executor.runtime
 
+    def _contract(self, function: str) -> FunctionSpec:
+        if function not in self._functions:
+            known = ", ".join(self._functions)
+            raise UsageError(f"there is no function {function[:40]!r} here, only {known}")
+        return self._functions[function]
+
     def graphs_for(self, function: str, length: int | None) -> tuple[GraphSpec, ...]:
         """The graphs that can run ``function`` over ``length`` positions, the smallest first."""
         found = [graph for graph in self._graphs if function in graph.functions]
@@ -44,7 +50,7 @@ class Session:
 
     def length_of(self, function: str, inputs: Mapping[str, Array]) -> int | None:
         """The sequence length of a call, or None where the function has no sequence axis."""
-        for spec in self._functions[function].inputs:
+        for spec in self._contract(function).inputs:
             if SEQUENCE in spec.symbols and spec.name in inputs:
                 return int(inputs[spec.name].shape[spec.shape.index(SEQUENCE)])
         return None
@@ -57,7 +63,7 @@ class Session:
         length = self.length_of(function, inputs)
         if length is None or not graph.zeros_are_padding or length >= _least(graph, function):
             return True
-        return any(np.any(inputs[spec.name]) for spec in self._functions[function].inputs)
+        return any(np.any(inputs[spec.name]) for spec in self._contract(function).inputs)
 
     def run(self, function: str, inputs: Mapping[str, Array], graph: str | None = None) -> dict[str, Array]:
         """Outputs of ``function`` for unpadded ``inputs``, cut to the unpadded length.
@@ -68,10 +74,11 @@ class Session:
             graph: which graph to use; by default the smallest that fits.
 
         Raises:
-            UsageError: an input is missing, empty, of another shape, or too long for every graph.
+            UsageError: there is no such function; or an input is missing, empty, of another shape, or too
+                long for every graph.
             GateError: the graph's outputs are not those of its contract.
         """
-        contract = self._functions[function]
+        contract = self._contract(function)
         _require_inputs(contract, inputs)
         length = self.length_of(function, inputs)
         if length == 0:

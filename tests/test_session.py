@@ -147,6 +147,14 @@ def test_a_named_graph_runs_though_a_smaller_one_fits() -> None:
     assert executor.calls[0][0] == "map_8"
 
 
+def test_a_function_that_no_contract_has() -> None:
+    session = Session([MAP], [bucket(4)], FakeExecutor(bucket(4)))
+    with pytest.raises(UsageError, match="there is no function 'paint' here, only map"):
+        session.run("paint", {"x": features(2)})
+    with pytest.raises(UsageError, match="there is no function 'paint' here"):
+        session.length_of("paint", {})
+
+
 def test_graphs_are_listed_from_the_smallest_that_fits() -> None:
     session = Session([MAP], [bucket(8), bucket(2), bucket(4)], FakeExecutor())
     assert [graph.name for graph in session.graphs_for("map", 3)] == ["map_4", "map_8"]

@@ -128,8 +128,13 @@ class DiffusionConfig:
         Raises:
             CheckpointError: the name is neither, or a configuration in the folder is missing or damaged.
         """
-        local = folder / Path(name_or_path).expanduser()
-        if local.is_dir():
+        try:
+            local = folder / Path(name_or_path).expanduser()
+            found = local.is_dir()
+        # A name that the file system does not take, or somebody's home that is not here.
+        except (OSError, ValueError, RuntimeError):
+            found = False
+        if found:
             return cls._read(local, str(local))
         basename = name_or_path.rstrip("/").rsplit("/", 1)[-1].lower()
         for published, data in BUILT_IN_DIFFUSION.items():

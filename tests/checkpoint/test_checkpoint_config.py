@@ -130,3 +130,87 @@ def test_missing_json(folder: Path) -> None:
     (folder / "diffusion/vae/config.json").unlink()
     with pytest.raises(CheckpointError, match=r"vae/config\.json: no such file"):
         MobileOConfig.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mm_vision_tower": "mobileclip_l_0"}, "gives an image size of 0, and the encoder needs a positive"),
+        (
+            {"mm_vision_tower": "mobileclip_l_64000"},
+            "gives an image size of 64000, and the encoder needs a p",
+        ),
+        ({"mm_vision_tower": "mobileclip_l_" + "1" * 5000}, "gives an image size of 0"),
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers is 1000000, and a positive whole number up to 256"),
+        ({"vocab_size": 2**40}, "vocab_size is 1099511627776, and a positive whole number up to 16777216"),
+        ({"rope_theta": 10**200}, "and a positive number up to 1e+12 is needed"),
+        (
+            {"max_position_embeddings": -1},
+            "max_position_embeddings is -1, and a positive whole number is nee",
+        ),
+        ({"eos_token_id": "stop"}, "eos_token_id is 'stop', and a token's id, or a list of some, is needed"),
+        ({"eos_token_id": [1, 2**40]}, "eos_token_id is [1, 1099511627776], and a token's id, or a list"),
+        ({"pad_token_id": -1}, "pad_token_id is -1, and a token's id"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false', and true or false is needed"),
+        (
+            {"guidance_scale": 1e9},
+            "guidance_scale is 1000000000.0, and a positive number up to 100 is needed",
+        ),
+    ],
+)
+def test_a_number_that_no_model_has(
+    folder: Path, edit_config: Callable[..., None], changes: dict[str, object], message: str
+) -> None:
+    edit_config(**changes)
+    with pytest.raises(CheckpointError) as caught:
+        MobileOConfig.load(folder)
+    assert message in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        (
+            "transformer",
+            {"num_layers": 10**6},
+            "num_layers is 1000000, and a positive whole number up to 256",
+        ),
+        (
+            "transformer",
+            {"sample_size": 2**20},
+            "sample_size is 1048576, and a positive whole number up to 10",
+        ),
+        (
+            "transformer",
+            {"mlp_ratio": 1e30},
+            "mlp_ratio is 1e+30, and nothing of a network is beyond ±16777216",
+        ),
+        ("vae", {"decoder_layers_per_block": [10**9] * 4}, "decoder_layers_per_block is [1000000000, "),
+        ("vae", {"decoder_block_out_channels": []}, "decoder_block_out_channels is [], and a list of 1 to 8"),
+        ("vae", {"encoder_layers_per_block": 3}, "encoder_layers_per_block is 3, and a list of 1 to 8 whole"),
+        ("vae", {"scaling_factor": 0}, "scaling_factor is 0, and a positive number is needed"),
+    ],
+)
+def test_a_number_that_no_picture_model_has(
+    folder: Path, file: str, changes: dict[str, object], message: str
+) -> None:
+    path = folder / "diffusion" / file / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(CheckpointError) as caught:
+        MobileOConfig.load(folder)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "~nobody-of-that-name/sana", "a\0b"])
+def test_a_folder_that_cannot_be(folder: Path, edit_config: Callable[..., None], name: str) -> None:
+    edit_config(diffusion_name_or_path=name)
+    with pytest.raises(CheckpointError, match="is no local folder and no built-in configuration"):
+        MobileOConfig.load(folder)
+
+
+def test_a_key_that_occurs_twice(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"hidden_size"', '"hidden_size": 64, "hidden_size"', 1))
+    with pytest.raises(CheckpointError, match=r"cannot be read as JSON \(the key 'hidden_size' occurs twice"):
+        MobileOConfig.load(folder)

@@ -381,3 +381,34 @@ def test_licence(folder: Path, edit_config: Callable[..., None]) -> None:
     assert "random weights" in Checkpoint.open(folder).licence
     (folder / "LICENSE").write_text("My own terms.")
     assert Checkpoint.open(folder).licence == "My own terms."
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda index: index["weight_map"].update({"model.norm.weight": 5}), "5 is no file's name"),
+        (
+            lambda index: index["weight_map"].update({"model.norm.weight": "a\0b"}),
+            "which is not a file of this",
+        ),
+        (lambda index: index.update(weight_map=["a"]), "weight_map is missing or empty"),
+    ],
+)
+def test_an_index_that_names_no_files(
+    folder: Path, shard: Callable[[], Path], change: Callable[[Any], object], message: str
+) -> None:
+    path = shard()
+    index = json.loads(path.read_text())
+    change(index)
+    path.write_text(json.dumps(index))
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.open(folder)
+    assert message in str(caught.value)
+
+
+def test_an_index_that_places_a_tensor_twice(folder: Path, shard: Callable[[], Path]) -> None:
+    path = shard()
+    text = path.read_text()
+    path.write_text(text.replace('"weight_map": {', '"weight_map": {"model.norm.weight": "x", ', 1))
+    with pytest.raises(CheckpointError, match=r"the key 'model\.norm\.weight' occurs twice"):
+        Checkpoint.open(folder)

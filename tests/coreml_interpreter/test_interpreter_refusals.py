@@ -73,6 +73,10 @@ def escape(block):
     blob(block).fileName = "@model_path/../../../etc/hostname"
 
 
+def impossible(block):
+    blob(block).fileName = "@model_path/weights/a\0b"
+
+
 def shift(block):
     blob(block).offset += 64
 
@@ -105,7 +109,18 @@ def repeat(block):
 
 @pytest.mark.parametrize(
     "change",
-    [rename_file, escape, shift, overrun, lose_value, lose_parameter, dangle, lose_producer, repeat],
+    [
+        rename_file,
+        escape,
+        impossible,
+        shift,
+        overrun,
+        lose_value,
+        lose_parameter,
+        dangle,
+        lose_producer,
+        repeat,
+    ],
     ids=lambda change: change.__name__,
 )
 def test_damaged_programs(package, change):
@@ -125,6 +140,23 @@ def test_damaged_manifest(package, text):
     (package / "Manifest.json").write_text(text)
     with pytest.raises(DamagedPackageError, match="root model"):
         load_mlpackage(package)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (7, "names a root model that is no path: 7"),
+        ("x" * 5000, "names an impossible root model"),
+        ("x\0y", "names an impossible root model"),
+    ],
+)
+def test_manifest_that_names_no_file(package, path, message):
+    manifest = json.loads((package / "Manifest.json").read_text())
+    manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"] = path
+    (package / "Manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DamagedPackageError, match=message) as caught:
+        load_mlpackage(package)
+    assert caught.value.exit_code == 2
 
 
 def test_manifest_that_points_outside(package):

@@ -159,3 +159,13 @@ def test_copied_pictures_get_the_names_of_their_model_s(tmp_path: Path) -> None:
     (source / "1.png").symlink_to("0.png")
     with pytest.raises(UsageError, match=r"1\.png: is a link\. Get the bundle again\."):
         copy_pictures(model, "torch", source, folder)
+
+
+@pytest.mark.parametrize("name", ["a\0b.png", "half.png"])
+def test_a_picture_that_cannot_be_read_is_told(tmp_path: Path, name: str) -> None:
+    sound = drawn(tmp_path, True)
+    (tmp_path / "half.png").write_bytes((tmp_path / "0.png").read_bytes()[:30])
+    strange = (sound[0].model_copy(update={"picture": name}),)
+    with pytest.raises(UsageError, match=r"cannot be read \(.*\)\. Evaluate again") as caught:
+        score(run(strange), tmp_path, run(sound), tmp_path)
+    assert caught.value.exit_code == 2

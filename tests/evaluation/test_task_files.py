@@ -169,3 +169,28 @@ def test_nothing_from_elsewhere_gets_into_a_bundle(tmp_path: Path, kind: str) ->
     }
     with pytest.raises(CheckpointError, match=rf"a\.png: {said[kind]}"):
         copy_tasks(tasks, tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"tag": "a", "tag": "b"}', "p.jsonl, line 2: is not JSON: the key 'tag' occurs twice"),
+        ('{"tag": NaN}', "p.jsonl, line 2: is not JSON: NaN is not a number"),
+        ("1" * 5000, "p.jsonl, line 2: is not JSON: an integer has more than 300 digits"),
+        (
+            PROMPT.replace('"count": 2', '"count": 1000000000').strip(),
+            "line 2: include.0.count: Input should be",
+        ),
+    ],
+)
+def test_a_line_that_is_no_json_of_ours(files: tuple[Path, Path], line: str, message: str) -> None:
+    files[0].write_text(PROMPT + line + "\n")
+    with pytest.raises(UsageError) as caught:
+        Tasks.read(files[0], None)
+    assert message in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_text_may_hold_what_python_calls_the_end_of_a_line(files: tuple[Path, Path]) -> None:
+    files[0].write_text(PROMPT.replace("two cats", "two\u2028cats"))
+    assert Tasks.read(files[0], None).drawings[0].prompt == "two\u2028cats"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from fuzz import Count, fuzz
-from fuzz_readers import Reader, readers
+from fuzz_readers import Reader
 
 INPUTS = 20
 SEED = 16
@@ -43,12 +43,6 @@ NAMES = (
     "llm/model.safetensors",
     "pictures",
 )
-
-
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reader]:
-    pytest.importorskip("coremltools")
-    return {reader.name: reader for reader in readers(tmp_path_factory.mktemp("fuzz"))}
 
 
 def test_every_reader_is_listed(found: dict[str, Reader]) -> None:
