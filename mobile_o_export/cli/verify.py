@@ -67,10 +67,14 @@ def verify(
         ),
     ] = None,
 ) -> None:
-    """Check a bundle: its hashes, then every output.
+    """Check a bundle: its files, then every output.
 
-    Hash every file, run every function and compare it with its golden; with --pipeline run whole chains too,
-    and show how the errors of the stages add up.
+    Hash every file and hold it to what it follows from: rules, records, the golden. Then run every function,
+    compare it with its golden and its level with the one that export recorded. With --pipeline run whole
+    chains too, and show how the errors of the stages add up.
+
+    A bundle whose every record was rewritten agrees with itself: --expect holds it to an identity that you
+    know, --checkpoint to its source, from which everything is derived again.
 
     Exit code 0 when everything passed, 1 when a gate failed, 3 when nothing failed but something could not
     be run here. A damaged bundle is a failed gate: its report has a row a damaged file, and nothing is run.
@@ -81,6 +85,7 @@ def verify(
         from mobile_o_export.bundle.verify import Wish, damage_rows, verify_bundle
         from mobile_o_export.errors import GateError, MissingToolError, UsageError
         from mobile_o_export.parity.judge import Status, verdict
+        from mobile_o_export.parity.levels import incomparable
         from mobile_o_export.parity.report import junit_xml, report_json
 
         if checkpoint is None and (lora is not None or calibration):
@@ -106,6 +111,8 @@ def verify(
         checks = sum(is_check(row) for row in rows)
         outputs = len(rows) - checks
         screen.result(f"\n{verdict(rows)}: {outputs} outputs compared, {checks} checks of files and records")
+        if others := incomparable(rows):
+            screen.result(f"judged by gates alone, since export had another runtime: {', '.join(others)}")
         screen.result(f"bundle: {ID_PREFIX}{manifest_digest(bundle)}")
     if damaged is not None:
         raise damaged
