@@ -181,8 +181,6 @@ def of_manifest(manifest: Manifest) -> Iterator[Corruption]:
     for target, entry in manifest.targets.items():
         component, part = next((n, p) for n, p in entry.components.items() if p.skipped is None)
         for name, (level, change) in LIES.items():
-            if name == "an entry" and not part.graphs[0].entry:
-                continue
             yield lie(
                 f"{target}: {name}",
                 partial(lie_to, target, component, level, change),

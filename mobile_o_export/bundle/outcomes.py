@@ -212,10 +212,12 @@ def other_outcomes(
         if (outcome.given is None) != (outcome.case not in given):
             yield Damage(index, f"is wrong about the picture that {outcome.case!r} starts from")
         named |= {name for name in (outcome.picture, outcome.given) if name is not None}
-    told = {outcome.case for outcome in outcomes if outcome.target == TORCH}
-    for case, _ in expected:
-        if case not in told:
-            yield Damage(index, f"lacks what PyTorch made of {case!r}")
+    owed = [(TORCH, case) for case, _ in expected]
+    owed += [(target, case) for target, _, case, output in recorded if output in OUTPUTS.values()]
+    told = {(outcome.target, outcome.case) for outcome in outcomes}
+    for target, case in owed:
+        if (target, case) not in told:
+            yield Damage(index, f"lacks what {target} made of {case!r}")
     for inner, _ in entries(folder / OUTCOMES_FOLDER):
         if (name := f"{OUTCOMES_FOLDER}/{inner}") not in named:
             yield Damage(name, f"is not in {OUTCOMES}")

@@ -124,6 +124,8 @@ def _contradictions(
             yield Damage(name, f"is said to do {strange[0]}, which is no function of {component}")
         if contents.interfaces and name not in contents.interfaces and graph.spec.functions:
             yield Damage(name, f"is not in its file under the name {graph.entry!r}")
+        elif name not in contents.interfaces and graph.entry:
+            yield Damage(name, f"has the entry {graph.entry!r}, and its file has none")
         elif name in contents.interfaces and (
             problem := contradiction(graph.spec, contents.interfaces[name])
         ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -168,7 +169,11 @@ class OnnxBackend(Backend):
         from mobile_o_export.backends.onnx.contents import graph_contents
 
         with captured(f"reading the .onnx files of {component}"):
-            return graph_contents(_files(artifact, folder))
+            found = graph_contents(_files(artifact, folder))
+        # A file is one graph, and has no name for it.
+        named = {graph.spec.name for graph in artifact.graphs if graph.entry}
+        own = {name: interface for name, interface in found.interfaces.items() if name not in named}
+        return replace(found, interfaces=own)
 
     def layout_problem(self, component: str, graphs: Sequence[GraphFile]) -> str:
         """Nothing: each graph is a file of its own."""
