@@ -179,7 +179,7 @@ def of_manifest(manifest: Manifest) -> Iterator[Corruption]:
     yield lie("the checkpoint's digest", lambda m: m["checkpoint"].update(digest="sha256:" + "0" * 64))
     yield lie("no sources", lambda m: m["checkpoint"].update(sources={}))
     for target, entry in manifest.targets.items():
-        component, part = next((n, p) for n, p in entry.components.items() if p.skipped is None)
+        component = next(name for name, part in entry.components.items() if part.skipped is None)
         for name, (level, change) in LIES.items():
             yield lie(
                 f"{target}: {name}",
