@@ -32,6 +32,10 @@ from mobile_o_export.bundle.verdicts import judged_digest
 Edit = Callable[[Path, np.random.Generator], None]
 
 
+class NothingToChange(Exception):  # noqa: N818 - it is no error
+    """A file that holds nothing of what a corruption changes."""
+
+
 @dataclass(frozen=True)
 class Corruption:
     """One way to be wrong.
@@ -235,6 +239,8 @@ def of_onnx(name: str, wanted: Callable[[Any], bool], change: Numbers) -> Edit:
         path = bundle / name
         model = load_whole(path)
         found = [tensor for tensor in model.graph.initializer if wanted(tensor)]
+        if not found:
+            raise NothingToChange(name)
         tensor = found[int(rng.integers(len(found)))]
         values = numpy_helper.to_array(tensor)
         after = np.ascontiguousarray(change(values)).astype(values.dtype)
@@ -257,7 +263,8 @@ def of_onnx_graph(name: str, change: Callable[[Any], bool]) -> Edit:
         import onnx
 
         model = onnx.load(bundle / name, load_external_data=False)
-        assert change(model), name
+        if not change(model):
+            raise NothingToChange(name)
         write(bundle / name, model.SerializeToString())
 
     return edit
@@ -278,6 +285,8 @@ def of_weight_bin(
             if code in codes and size >= 32:
                 blobs.append((code, start, size))
             offset = (start + size + 63) // 64 * 64
+        if not blobs:
+            raise NothingToChange(name)
         code, start, size = blobs[int(rng.integers(len(blobs)))]
         before = bytes(content[start : start + size])
         change(content, code, start, size)
@@ -306,7 +315,8 @@ def of_mlmodel(name: str, change: Callable[[Any], bool]) -> Edit:
 
         model = Model_pb2.Model()
         model.ParseFromString((bundle / name).read_bytes())
-        assert change(model), name
+        if not change(model):
+            raise NothingToChange(name)
         write(bundle / name, model.SerializeToString(deterministic=True))
 
     return edit
@@ -374,7 +384,8 @@ def of_tflite(name: str, change: Callable[[Any, np.random.Generator], bool]) -> 
         scratch = path.with_suffix(".scratch")
         shutil.copyfile(path, scratch)
         model = flatbuffer.read_model(scratch)
-        assert change(model, rng), name
+        if not change(model, rng):
+            raise NothingToChange(name)
         stream = io.BytesIO()
         flatbuffer.write_model(model, stream)
         scratch.unlink()

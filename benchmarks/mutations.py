@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from campaign import campaign
-from corruptions import Corruption, copied, seal
+from corruptions import Corruption, NothingToChange, copied, seal
 
 from mobile_o_export.bundle.verify import Wish, checks, verify_bundle
 from mobile_o_export.errors import ExportError
@@ -72,7 +72,10 @@ def main() -> int:
     missed = []
     for index, corruption in enumerate(found):
         with tempfile.TemporaryDirectory(dir=arguments.bundle.parent) as work:
-            copy = harmed(arguments.bundle, corruption, Path(work) / "bundle", arguments.seed + index)
+            try:
+                copy = harmed(arguments.bundle, corruption, Path(work) / "bundle", arguments.seed + index)
+            except NothingToChange:
+                continue
             what, reason = caught_by(copy, corruption)
         if what == PASSED and corruption.harmless:
             what, reason = "harmless", corruption.harmless
