@@ -84,7 +84,7 @@ def main() -> int:
             missed.append(corruption.name)
         print(f"{what:8}  {corruption.name}  [{reason[:120]}]", flush=True)
     print(
-        f"\n{len(found)} corruptions: " + ", ".join(f"{count} {what}" for what, count in counts.most_common())
+        f"\n{counts.total()} corruptions: " + ", ".join(f"{count} {what}" for what, count in counts.most_common())
     )
     for name in missed:
         print(f"MISSED: {name}", file=sys.stderr)
