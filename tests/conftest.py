@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
+from recipes import short_sequence
 from safetensors.numpy import load_file, save_file
 from shared_exports import SharedExports
 
@@ -26,7 +27,7 @@ from mobile_o_export.checkpoint import Checkpoint
 from mobile_o_export.export import ExportResult
 from mobile_o_export.golden import Golden
 from mobile_o_export.resources import shipped
-from mobile_o_export.targets import Sequence, load_targets
+from mobile_o_export.targets import load_targets
 
 # A shell starts what it puts in the background with Ctrl-C ignored, and so would be what tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -42,7 +43,6 @@ ROOT = Path(__file__).parent.parent
 DATA = ROOT / "tests" / "data"
 EXPORTED = ["coreml-ane", "litert-cpu", "tensorrt-orin"]
 CAMPAIGN = [*EXPORTED, "onnx-cpu", "mobile-o-app"]
-ONE_LENGTH = Sequence(lengths=(128,), context=256)
 
 SMALL_PROMPTS = """
 [[generate]]
@@ -174,7 +174,7 @@ def campaign_bundle(shared: SharedExports) -> Path:
     """
     demo = Checkpoint.open(ROOT / "examples" / "demo_checkpoint" / "checkpoint")
     targets = [
-        target.model_copy(update={"sequence": ONE_LENGTH}) if target.sequence.lengths else target
+        target.model_copy(update={"sequence": short_sequence(target, 128)})
         for target in load_targets(CAMPAIGN)
     ]
     golden = shared.golden(demo, shared.prompts(DEMO_PROMPTS.format(images=shipped("golden"))))
