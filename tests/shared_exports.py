@@ -30,7 +30,7 @@ from mobile_o_export.targets import Target
 LONGEST_WAIT = 1800.0
 """Seconds for which another process may be making what this one waits for."""
 
-ARTIFACT, RESULT, FILES = "artifact.pickle", "result.pickle", "files"
+ARTIFACT, RESULT, FILES, PROMPTS = "artifact.pickle", "result.pickle", "files", "prompts.toml"
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,11 @@ class SharedExports:
                 make(partial)
                 partial.rename(place)
         return place
+
+    def prompts(self, content: str) -> Path:
+        """A file of prompts for a golden."""
+        place = self.once("prompts", content, lambda folder: (folder / PROMPTS).write_text(content))
+        return place / PROMPTS
 
     def golden(self, checkpoint: Checkpoint, prompts: Path | None = None) -> Golden:
         """The checkpoint's golden on ``prompts``, on the shipped ones if None."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from recipes import recipe
+from recipes import recipe, short_sequence
 from shared_exports import SharedExports
 
 from mobile_o_export.backends.base import Artifact, LowerRequest
@@ -150,7 +150,16 @@ def test_functions_share_compressed_weights_and_files_are_as_small_as_planned(
     assert sizes[1] == pytest.approx(sizes[0] - saved, abs=256 * len(artifact.weights))
 
 
-def test_convolutions_gathers_and_pieces_of_the_head_are_found(lower: Lower, tmp_path: Path) -> None:
+def test_convolutions_gathers_and_pieces_of_the_head_are_found(
+    lower_request: Callable[[LowerRequest, Path], Artifact],
+    request_for: Callable[[str, Recipe], LowerRequest],
+    tmp_path: Path,
+) -> None:
+    sequence = short_sequence(load_target("coreml-ane"))
+
+    def lower(name: str, folder: Path, wanted: Recipe) -> Artifact:
+        return lower_request(replace(request_for(name, wanted), sequence=sequence), folder)
+
     dit = lower("dit", tmp_path / "dit", recipe("w6_lut_g16", ("*.time_embed.*", "fp16")))
     assert any(len(row.shape) == 4 for row in dit.weights)
     assert not [row for row in dit.weights if "time_embed" in row.name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from recipes import short_sequence
 from shared_exports import SharedExports
 
 from mobile_o_export.backends.base import LowerRequest
@@ -50,7 +51,7 @@ def test_a_tied_head_is_compressed_and_computes_the_model(
         target.name,
         part,
         Recipe(floating=target.floating, default=Precision.parse(precision)),
-        target.sequence,
+        short_sequence(target),
         target.options,
         # Prompts as good as any: the golden's own, of the checkpoint before it was tied.
         Calibration(tied_checkpoint, [reference_golden]).of("llm", lambda _: None),
