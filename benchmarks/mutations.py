@@ -83,9 +83,8 @@ def main() -> int:
         if what == PASSED:
             missed.append(corruption.name)
         print(f"{what:8}  {corruption.name}  [{reason[:120]}]", flush=True)
-    print(
-        f"\n{counts.total()} corruptions: " + ", ".join(f"{count} {what}" for what, count in counts.most_common())
-    )
+    told = ", ".join(f"{count} {what}" for what, count in counts.most_common())
+    print(f"\n{counts.total()} corruptions: {told}")
     for name in missed:
         print(f"MISSED: {name}", file=sys.stderr)
     return 1 if missed else 0
