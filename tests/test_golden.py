@@ -231,7 +231,7 @@ def cut_short(folder: Path) -> None:
         (lambda folder: (folder / INDEX).write_text("{"), "not valid JSON"),
         (lambda folder: (folder / INDEX).write_text("[]"), INDEX),
         (lambda folder: (folder / INDEX).write_bytes(b"\xff\xfe\x00"), "not valid JSON"),
-        (edited(lambda index: index.update(schema_version=99)), "schema 99, and this version reads 2"),
+        (edited(lambda index: index.update(schema_version=99)), "schema 99, and this version reads 3"),
         (edited(lambda index: index.update(comment="mine")), "unknown key 'comment'"),
         (edited(lambda index: index.pop("checkpoint")), "checkpoint: is missing"),
         (edited(lambda index: index.update(sha256="0" * 64)), rf"{TENSORS}: missing or changed"),

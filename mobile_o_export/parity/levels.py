@@ -62,7 +62,7 @@ def held(rows: Sequence[Row], recorded: Sequence[Row], scope: Scope) -> list[Row
     judged = [_held(row, known.get(_key(row))) for row in rows]
     missed = [row for row in recorded if scope.holds(row) and _key(row) not in found]
     # Where a component could not be opened here, one row says so for all of its outputs.
-    closed = {(row.target, row.component) for row in rows if not row.output}
+    closed = {(row.target, row.component) for row in rows if not row.function and not row.output}
     return judged + [
         _failed(row, "it is in the export's record, and was not computed now")
         for row in missed

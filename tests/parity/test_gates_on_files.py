@@ -21,7 +21,8 @@ from mobile_o_export.parity.metrics import Array
 from mobile_o_export.targets import load_target
 
 MISSED = "it is in the export's record, and was not computed now"
-"""Of a row whose case was taken out of the golden."""
+UNKNOWN = "the export's record does not have it"
+"""Of a row whose case was taken out of the golden, or has another name in it now."""
 
 
 @pytest.fixture
@@ -366,7 +367,7 @@ def test_a_prefill_that_no_decode_follows_fails(copy: Path) -> None:
                 case["steps"] = case["steps"] if length > 64 else case["steps"][:1]
 
     edit_golden(copy, only_long_prompts_go_on)
-    found = [row for row in verify(copy, "litert-cpu", "llm") if row.reason != MISSED]
+    found = [row for row in verify(copy, "litert-cpu", "llm") if row.reason not in (MISSED, UNKNOWN)]
     failed = [row for row in found if row.status is not Status.PASSED]
     assert {(row.function, row.case, row.output) for row in failed} == {
         ("decode", "@prefill_64", "logits"),
