@@ -9,6 +9,8 @@ from mobile_o_export import __version__
 from mobile_o_export.bundle.manifest import Damage, Manifest
 from mobile_o_export.parity.judge import NO_RUNTIME, Row, Status
 
+OURS = "mobile-o-export"
+
 BUNDLE = "bundle"
 """What rows about the bundle as a whole have for a target."""
 
@@ -54,13 +56,18 @@ class Finding:
         )
 
 
+def made_here(manifest: Manifest) -> bool:
+    """Whether this version of the package made the bundle, by its own account."""
+    return manifest.made_with.get(OURS) == __version__
+
+
 def by_rule(
     manifest: Manifest, target: str, component: str, checked: str, rule: str, problems: Iterable[Damage]
 ) -> Finding:
     """A finding about what this package writes: another version may rightly write it otherwise."""
     found = tuple(problems)
-    maker = manifest.made_with.get("mobile-o-export", "")
-    if found and maker != __version__:
+    if found and not made_here(manifest):
+        maker = manifest.made_with.get(OURS)
         reason = (
             f"{found[0].file} {found[0].reason}; mobile-o-export {maker or '(unknown)'} made it, and this is "
             f"{__version__}: install that version to check it"

@@ -29,8 +29,12 @@ from mobile_o_export.bundle.verdicts import ParityReport, judged_digest
 from mobile_o_export.errors import BundleError, ExportError
 from mobile_o_export.golden import Golden
 from mobile_o_export.members import Members
+from mobile_o_export.parity.levels import versions_in
 from mobile_o_export.pipelines.settings import SCHEDULER, SchedulerNumbers, Settings
 from mobile_o_export.tokenizer import Tokenizer
+
+MACOS = "macOS"
+"""In the name of a runtime that is the system's own."""
 
 
 def check_bundle(folder: Path, manifest: Manifest, golden: Golden, report: ParityReport) -> Iterator[Finding]:
@@ -80,6 +84,13 @@ def check_bundle(folder: Path, manifest: Manifest, golden: Golden, report: Parit
 def _judged(manifest: Manifest, report: ParityReport) -> Iterator[Damage]:
     if report.judged != judged_digest(manifest):
         yield Damage(PARITY_REPORT, "is the verdict on another manifest, or on other files")
+    known = {version.partition("+")[0] for version in manifest.made_with.values()}
+    for runtime in dict.fromkeys(row.runtime for row in report.rows):
+        # A Mac's own Core ML has the system's version.
+        if MACOS not in runtime and (strange := sorted(versions_in(runtime) - known)):
+            yield Damage(
+                PARITY_REPORT, f"names {runtime}, and nothing of version {strange[0]} made the bundle"
+            )
 
 
 def _strays(manifest: Manifest) -> Iterator[Damage]:

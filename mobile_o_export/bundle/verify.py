@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mobile_o_export.bundle.chains import chains_over, verify_chains
-from mobile_o_export.bundle.findings import BUNDLE, Finding
+from mobile_o_export.bundle.findings import BUNDLE, Finding, made_here
 from mobile_o_export.bundle.manifest import (
     GOLDEN_FOLDER,
     MANIFEST,
@@ -91,7 +91,8 @@ def verify_bundle(folder: Path, wish: Wish, progress: Progress) -> list[Row]:
         rows = [*_checked(bundle, progress)]
         judged = _judged(bundle, progress)
         targets, components = {target for target, _ in bundle.chosen}, {name for _, name in bundle.chosen}
-        rows += held(judged, bundle.report.rows, Scope(targets, components, wish.chains))
+        scope = Scope(targets, components, wish.chains)
+        rows += held(judged, bundle.report.rows, scope, own=made_here(bundle.manifest))
         if not judged:
             nothing = Damage("outputs", "none was compared")
             rows += Finding(BUNDLE, "outputs", "outputs", "some are compared", (nothing,)).rows()

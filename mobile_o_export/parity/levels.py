@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -51,15 +52,22 @@ def tolerance_db(level: float, apart: float) -> float:
     return max(LEAST_TOLERANCE_DB, 20.0 * math.log10(1.0 + 10.0 ** ((level - apart) / 20.0)))
 
 
-def held(rows: Sequence[Row], recorded: Sequence[Row], scope: Scope) -> list[Row]:
+def versions_in(runtime: str) -> frozenset[str]:
+    """The versions that the name of a runtime holds."""
+    return frozenset(re.findall(r"\d+(?:\.\d+)+", runtime))
+
+
+def held(rows: Sequence[Row], recorded: Sequence[Row], scope: Scope, *, own: bool = True) -> list[Row]:
     """``rows``, each failed that is not what was recorded, and a failed one for each that is missed.
+
+    ``own`` says that this version of the package made the record: then equal versions have equal names.
 
     Levels are compared where the same version of the same runtime computed both; a level above the recorded
     one fails like one below it, since nothing but another file, golden or record makes it.
     """
     known: Mapping[Key, Row] = {_key(row): row for row in recorded}
     found = {_key(row) for row in rows}
-    judged = [_held(row, known.get(_key(row))) for row in rows]
+    judged = [_held(row, known.get(_key(row)), own) for row in rows]
     missed = [row for row in recorded if scope.holds(row) and _key(row) not in found]
     # Where a component could not be opened here, one row says so for all of its outputs.
     closed = {(row.target, row.component) for row in rows if not row.function and not row.output}
@@ -78,13 +86,18 @@ def incomparable(rows: Sequence[Row]) -> list[str]:
     )
 
 
-def _held(row: Row, recorded: Row | None) -> Row:
+def _held(row: Row, recorded: Row | None, own: bool) -> Row:
     # What has no function is the result of a check, and no output.
     if row.status is not Status.PASSED or not row.function:
         return row
     if recorded is None:
         return _failed(row, "the export's record does not have it")
     level, before = _level(row), _level(recorded)
+    renamed = row.runtime != recorded.runtime and versions_in(row.runtime) == versions_in(recorded.runtime)
+    if own and renamed:
+        return _failed(
+            row, f"the record has it of {recorded.runtime!r}, and these versions have another name"
+        )
     if row.runtime != recorded.runtime or level is None or before is None:
         return row
     row = row.model_copy(update={"recorded_db": before})

@@ -134,7 +134,7 @@ def test_weights_are_read_back(lowered: Lowered) -> None:
 
 def test_litert_computes_what_pytorch_does_with_rounded_activations(lowered: Lowered) -> None:
     wide = next(iter(lowered.weights.values())).form.precision.calibrated_bits == 16
-    executor = LiteRTExecutor(lowered.file, "small")
+    executor = LiteRTExecutor(lowered.file, {"score": "score"}, "small")
     computed = executor.run("score", {"image": lowered.given})["scores"]
     # Measured: 53 and 85 dB; a kernel's sums are rounded once, by a multiplier of 31 bits.
     assert measure(lowered.rounded, computed).snr_db > (75 if wide else 40)

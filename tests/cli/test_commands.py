@@ -71,9 +71,12 @@ def test_export_and_verify(
 
     code, received = on_a_terminal("verify", folder / "new" / "bundle")
     assert code == 0
-    progress, table, rest = received.partition("target      component")
+    progress, table, rest = received.partition("files and records  passed")
     assert table
-    assert rest.endswith("\r\npassed: 10 outputs compared\r\n")
+    ended = (
+        r"\r\npassed: 10 outputs compared, 24 checks of files and records\r\nbundle: sha256:[0-9a-f]{64}\r\n$"
+    )
+    assert re.search(ended, rest)
     assert re.search(r"only-mcp mcp: verified, passed( \([\d.]+ s\))?\r\n$", progress)
     for line in progress.replace("\r\n", "\r\033[K").split("\r\033[K"):
         assert len(line) < 60 or "verified, passed" in line

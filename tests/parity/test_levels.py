@@ -62,6 +62,13 @@ def test_what_another_runtime_recorded_is_judged_by_its_gate_alone(values: dict[
     assert incomparable(held([row()], [row()], SCOPE)) == []
 
 
+def test_the_same_versions_under_another_name_fail() -> None:
+    """As if nothing could be held to the record."""
+    found = [row(runtime="one 1.0 (CPU)")]
+    assert verdicts(found, [row()])[0][0] is Status.FAILED
+    assert held(found, [row()], SCOPE, own=False)[0].status is Status.PASSED
+
+
 def test_a_row_that_the_record_does_not_have_fails() -> None:
     assert verdicts([row(case="b"), row()], [row()]) == [
         (Status.FAILED, "the export's record does not have it"),
