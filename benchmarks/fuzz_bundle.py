@@ -53,15 +53,18 @@ def write_bundle(folder: Path) -> None:
     settings.write(folder / "config")
     write_vectors(settings, tokenizer, folder / "vectors")
     shutil.copytree(CHECKPOINT / "evaluation", folder / "evaluation")
-    picture = f"{OUTCOMES_FOLDER}/000.png"
-    Image.new("RGB", (16, 16), (200, 30, 30)).save(folder / picture)
+    drawn = component("vae_decoder").functions(checkpoint)[0].outputs[0].shape[-1]
+    seen = component("vision_encoder").functions(checkpoint)[0].inputs[0].shape[-1]
+    picture, given = f"{OUTCOMES_FOLDER}/000.png", f"{OUTCOMES_FOLDER}/given.png"
+    for name, side in ((picture, drawn), (given, seen)):
+        Image.new("RGB", (int(side), int(side)), (200, 30, 30)).save(folder / name)
     outcomes = [
-        Outcome(target=name, task="generate", case="a", prompt="b", given=picture, picture=picture)
+        Outcome(target=name, task="generate", case="a", prompt="b", given=given, picture=picture)
         for name in ("torch", TARGETS[0])
     ]
     found = Outcomes(outcomes=tuple(outcomes)).model_dump(mode="json")
     (folder / OUTCOMES_FOLDER / OUTCOMES).write_text(json.dumps(found))
-    (folder / "parity.json").write_text(json.dumps(report_json(list(_rows()))))
+    (folder / "parity.json").write_text(json.dumps({**report_json(list(_rows())), "judged": ""}))
     functions = {name: component(name).functions(checkpoint) for name in COMPONENT_NAMES}
     manifest = Manifest(
         schema_version=SCHEMA,

@@ -33,6 +33,7 @@ from mobile_o_export.evaluation.record import RECORD, Answered, Drawn, Evaluatio
 from mobile_o_export.evaluation.tasks import PROMPTS, QUESTIONS, Tasks
 from mobile_o_export.golden import Golden
 from mobile_o_export.golden.requests import load_requests
+from mobile_o_export.members import Members
 from mobile_o_export.pipelines.noise import initial_latent
 from mobile_o_export.pipelines.preprocessing import load_picture, pixel_values
 from mobile_o_export.pipelines.settings import LISTED_STEPS, SchedulerNumbers
@@ -260,7 +261,7 @@ def _of_requests(folder: Path, bundle: Path) -> Iterator[Reader]:
         "evaluation.json",
         (evaluated / RECORD,),
         mutators.JSON,
-        lambda: EvaluationContent.read(evaluated, tasks, manifest.checkpoint.digest, "b"),
+        lambda: EvaluationContent.read(evaluated, tasks, manifest.checkpoint.digest, "b", None),
     )
 
     known = folder / "sensitivities.jsonl"
@@ -347,7 +348,7 @@ def _of_pictures(folder: Path) -> Iterator[Reader]:
             try:
                 pixel_values(load_picture(path), 32, square=True)
                 if path.suffix == ".png":
-                    Picture.read(place, path.name, UsageError).within(8)
+                    Picture.read(Members(place, UsageError), path.name).within(8)
             except UsageError as error:
                 failure = error
         if failure is not None:

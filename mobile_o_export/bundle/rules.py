@@ -27,10 +27,10 @@ from mobile_o_export.bundle.outcomes import OUTCOMES_FOLDER, other_outcomes
 from mobile_o_export.bundle.vectors import other_vectors
 from mobile_o_export.bundle.verdicts import ParityReport, judged_digest
 from mobile_o_export.errors import BundleError, ExportError
-from mobile_o_export.golden import Golden
+from mobile_o_export.golden import GOLDEN_FILES, Golden
 from mobile_o_export.members import Members
 from mobile_o_export.parity.levels import versions_in
-from mobile_o_export.pipelines.settings import SCHEDULER, SchedulerNumbers, Settings
+from mobile_o_export.pipelines.settings import SCHEDULER, SETTINGS, SchedulerNumbers, Settings
 from mobile_o_export.tokenizer import Tokenizer
 
 MACOS = "macOS"
@@ -96,14 +96,10 @@ def _judged(manifest: Manifest, report: ParityReport) -> Iterator[Damage]:
 def _strays(manifest: Manifest) -> Iterator[Damage]:
     """Files that no part of the layout has a place for; a bundle is no place for what nobody checks."""
     fixed = {PARITY_REPORT, MANIFEST_SCHEMA, LICENCE_NOTICE}
-    folders = {
-        CONFIG_FOLDER,
-        EVALUATION_FOLDER,
-        GOLDEN_FOLDER,
-        OUTCOMES_FOLDER,
-        TOKENIZER_FOLDER,
-        VECTORS_FOLDER,
-    }
+    fixed |= {f"{CONFIG_FOLDER}/{name}" for name in SETTINGS}
+    fixed |= {f"{GOLDEN_FOLDER}/{name}" for name in GOLDEN_FILES}
+    # What is in these is held to their own indices.
+    folders = {EVALUATION_FOLDER, OUTCOMES_FOLDER, TOKENIZER_FOLDER, VECTORS_FOLDER}
     parts = {
         name
         for entry in manifest.targets.values()

@@ -37,12 +37,14 @@ def artifact_of(folder: Path, entry: ComponentEntry) -> tuple[Artifact, Path]:
     """The graphs of a component of the bundle in ``folder``, and the folder that their files start from.
 
     Raises:
-        GateError: a file is missing, or is none.
+        GateError: a link or a special file lies where one should be.
     """
     members = Members(folder, GateError)
     for file in {graph.file for graph in entry.graphs}:
-        # Vendors' readers open paths, and follow whatever lies there.
-        members.tree(f"{entry.folder}/{file}" if entry.folder else file)
+        place = f"{entry.folder}/{file}" if entry.folder else file
+        # Vendors' readers open paths, and follow whatever lies there. What lacks, the backend knows to tell.
+        if members.has(place):
+            members.tree(place)
     return Artifact(entry.graphs), folder / entry.folder
 
 

@@ -34,7 +34,7 @@ class Stored(Strict):
 
     encoding: Encoding
     dtype: DType
-    shape: tuple[Annotated[int, Field(ge=1)], ...]
+    shape: tuple[Annotated[int, Field(ge=0)], ...]
 
     @model_validator(mode="after")
     def _can_be_read(self) -> Self:

@@ -24,6 +24,7 @@ from mobile_o_export.strict import Strict, Versioned
 
 INDEX = "golden.json"
 TENSORS = "tensors.safetensors"
+GOLDEN_FILES = (INDEX, TENSORS)
 SCHEMA = 3
 
 

@@ -28,6 +28,8 @@ NUMBERS = "pipeline.json"
 PREPROCESSING = "preprocessing.json"
 TEMPLATES = "prompts.json"
 SCHEDULER = "scheduler.json"
+SETTINGS = (NUMBERS, PREPROCESSING, TEMPLATES, SCHEDULER)
+"""The files of ``config/``."""
 
 MOST_GUIDANCE = 100.0
 """Far beyond use, and far from overflow."""

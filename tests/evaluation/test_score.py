@@ -161,11 +161,14 @@ def test_copied_pictures_get_the_names_of_their_model_s(tmp_path: Path) -> None:
         copy_pictures(model, "torch", source, folder)
 
 
-@pytest.mark.parametrize("name", ["a\0b.png", "half.png"])
-def test_a_picture_that_cannot_be_read_is_told(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("a\0b.png", "is not a name of a file"), ("half.png", r"cannot be read \(.*\)\. Evaluate again")],
+)
+def test_a_picture_that_cannot_be_read_is_told(tmp_path: Path, name: str, said: str) -> None:
     sound = drawn(tmp_path, True)
     (tmp_path / "half.png").write_bytes((tmp_path / "0.png").read_bytes()[:30])
     strange = (sound[0].model_copy(update={"picture": name}),)
-    with pytest.raises(UsageError, match=r"cannot be read \(.*\)\. Evaluate again") as caught:
+    with pytest.raises(UsageError, match=said) as caught:
         score(run(strange), tmp_path, run(sound), tmp_path)
     assert caught.value.exit_code == 2
