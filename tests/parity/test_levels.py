@@ -48,13 +48,34 @@ def test_another_level_on_the_same_runtime_fails(recorded: float, now: float) ->
     assert reason.startswith(f"{now:.1f} dB, and the export recorded {recorded:.1f} dB on the same runtime, ")
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"gate": "≥ -200 dB"},
+        {"max_abs": 0.9},
+        {"cosine": 0.5},
+        {"ssim": 0.2},
+        {"step": 3},
+        {"identical_tokens": 7, "snr_db": None},
+        {"snr_db": None},
+    ],
+)
+def test_whatever_else_the_record_says_is_held(values: dict[str, Any]) -> None:
+    now = {"gate": "≥ 35 dB", "max_abs": 0.1, "cosine": 0.9999, "ssim": 0.99, "identical_tokens": 24}
+    if "identical_tokens" in values:
+        now |= {"snr_db": None}
+    ((status, reason),) = verdicts([row(**now)], [row(**{**now, **values})])
+    assert (status, reason.startswith("the export recorded")) == (Status.FAILED, True)
+    assert verdicts([row(**now)], [row(**now)]) == [(Status.PASSED, "")]
+
+
 def test_a_picture_is_held_to_its_psnr() -> None:
     image = {"component": CHAIN, "output": "image", "snr_db": None}
     ((status, reason),) = verdicts([row(psnr_db=41.0, **image)], [row(psnr_db=49.0, **image)])
     assert (status, reason.partition(",")[0]) == (Status.FAILED, "41.0 dB")
 
 
-@pytest.mark.parametrize("values", [{"runtime": "one 1.1"}, {"snr_db": None}])
+@pytest.mark.parametrize("values", [{"runtime": "one 1.1"}])
 def test_what_another_runtime_recorded_is_judged_by_its_gate_alone(values: dict[str, Any]) -> None:
     (found,) = held([row(snr_db=20.0)], [row(**values)], SCOPE)
     assert (found.status, found.recorded_db) == (Status.PASSED, None)
