@@ -77,12 +77,12 @@ def held(rows: Sequence[Row], recorded: Sequence[Row], scope: Scope, *, own: boo
     found = {_key(row) for row in rows}
     judged = [_held(row, known.get(_key(row)), own) for row in rows]
     missed = [row for row in recorded if scope.holds(row) and _key(row) not in found]
-    # Where a component could not be opened here, one row says so for all of its outputs.
-    closed = {(row.target, row.component) for row in rows if not row.function and not row.output}
+    # Where a component could not be opened, or a chain not be run, one row says so for all of its outputs.
+    closed = {(row.target, row.component, row.case) for row in rows if _closes(row)}
     return judged + [
         _failed(row, "it is in the export's record, and was not computed now")
         for row in missed
-        if (row.target, row.component) not in closed
+        if not closed & {(row.target, row.component, case) for case in ("", row.case)}
     ]
 
 
@@ -135,6 +135,12 @@ def _differs(name: str, row: Row, recorded: Row, level: float) -> bool:
         return not before / MOST_TIMES <= now <= before * MOST_TIMES
     noise = 10.0 ** (-level / 10.0)
     return bool(abs(now - before) > max(LEAST_DIFFERENCE, noise if name == "cosine" else noise**0.5))
+
+
+def _closes(row: Row) -> bool:
+    """Whether it stands for all outputs of its component, or of its chain."""
+    whole = bool(row.case) if row.component == CHAIN else not row.function
+    return whole and not row.output
 
 
 def _failed(row: Row, reason: str) -> Row:
