@@ -19,16 +19,19 @@ from fuzz_bundle import CHECKPOINT, ROOT, write_bundle
 from PIL import Image
 from safetensors.numpy import save, save_file
 
+from mobile_o_export.backends.contents import Contents
 from mobile_o_export.backends.mobile_o_app.mlx import read_weights
 from mobile_o_export.backends.mobile_o_app.tokenizer import write_tokenizer
 from mobile_o_export.bundle.manifest import MANIFEST_DIGEST, read_manifest
 from mobile_o_export.bundle.runners import open_target
+from mobile_o_export.bundle.weights import WeightsRecord
 from mobile_o_export.checkpoint.config import MobileOConfig
 from mobile_o_export.checkpoint.digest import tensors_digest
 from mobile_o_export.checkpoint.lora import LoraAdapter
 from mobile_o_export.checkpoint.reader import Checkpoint, _open_files
 from mobile_o_export.checkpoint.safetensors_file import SafetensorsFile
-from mobile_o_export.errors import UsageError
+from mobile_o_export.compression.check import WeightRow
+from mobile_o_export.errors import BundleError, UsageError
 from mobile_o_export.evaluation.record import RECORD, Answered, Drawn, Evaluation, ModelRun, Settings
 from mobile_o_export.evaluation.tasks import PROMPTS, QUESTIONS, Tasks
 from mobile_o_export.golden import Golden
@@ -38,6 +41,7 @@ from mobile_o_export.pipelines.noise import initial_latent
 from mobile_o_export.pipelines.preprocessing import load_picture, pixel_values
 from mobile_o_export.pipelines.settings import LISTED_STEPS, SchedulerNumbers
 from mobile_o_export.pipelines.settings import Settings as PipelineSettings
+from mobile_o_export.precision import Precision
 from mobile_o_export.report.content import gather
 from mobile_o_export.report.evaluated import EvaluationContent
 from mobile_o_export.report.page import page
@@ -102,6 +106,11 @@ def _of_bundles(bundle: Path) -> Iterator[Reader]:
     yield Reader("manifest.json", (manifest,), mutators.JSON, opened, sign)
     yield Reader("parity.json", (bundle / "parity.json",), mutators.JSON, reported)
     yield Reader("chains.json", (bundle / "chains" / "chains.json",), mutators.JSON, reported)
+    weights = bundle.parent / "weights.json"
+    row = WeightRow("a.b", Precision.parse("w8"), (4, 32), 44.0, 33.0, 136, "0" * 64, ("a",))
+    WeightsRecord.of([row], Contents({"a": "1" * 64}, {"p": "2" * 64})).write(weights)
+    own = Members(weights.parent, BundleError)
+    yield Reader("weights.json", (weights,), mutators.JSON, lambda: own.json(weights.name, WeightsRecord))
     config = tuple(sorted((bundle / "config").iterdir()))
     yield Reader("config/*.json", config, mutators.JSON, configured)
     tokenizer = bundle / "tokenizer"

@@ -18,6 +18,7 @@ NAMES = (
     "manifest.json",
     "parity.json",
     "chains.json",
+    "weights.json",
     "config/*.json",
     "tokenizer.json",
     "golden.json",
