@@ -121,6 +121,7 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(
         loop.train(Regression(), loop.Plan(steps=10, batch=16, rate=0.1, seed=5), tmp_path / "whole", cpu)
 
 
+@pytest.mark.slow
 def test_all_stages_write_a_checkpoint_that_opens(tmp_path: Path) -> None:
     command = [sys.executable, EXAMPLE / "train.py", "--work", tmp_path / "run", "--out", tmp_path / "out"]
     done = subprocess.run(
