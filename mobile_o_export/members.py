@@ -238,7 +238,14 @@ def require_no_special_file(path: Path, failure: type[ExportError]) -> None:
 
     For files of the user's own: links are followed, and what is missing or a folder is for the reader to say.
     """
-    if path.exists() and not path.is_file() and not path.is_dir():
+    try:
+        special = path.exists() and not path.is_file() and not path.is_dir()
+    except (OSError, ValueError) as error:
+        # A name that the file system does not take, or a folder that may not be looked into.
+        raise failure(
+            f"{str(path)[:MOST_CHARACTERS]}: cannot be ({error.args[-1]}). Give another path."
+        ) from error
+    if special:
         raise failure(f"{path}: {SPECIAL}. Put the file itself there.")
 
 

@@ -14,7 +14,15 @@ from pydantic import ValidationError
 
 from mobile_o_export.bundle.manifest import Damage, damage, file_entries
 from mobile_o_export.errors import BundleError, UsageError
-from mobile_o_export.members import LINK, SPECIAL, MemberName, Members, PlainName, entries
+from mobile_o_export.members import (
+    LINK,
+    SPECIAL,
+    MemberName,
+    Members,
+    PlainName,
+    entries,
+    require_no_special_file,
+)
 from mobile_o_export.strict import Strict
 
 PACKAGE = Path(__file__).parent.parent / "mobile_o_export"
@@ -306,3 +314,8 @@ def test_nothing_else_opens_files_of_a_bundle() -> None:
             name = path.relative_to(PACKAGE).as_posix()
             found |= {(name, what) for what in openings(path)}
     assert found == set(ALLOWED)
+
+
+def test_a_path_that_no_file_system_takes_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot be \(.*\)\. Give another path\."):
+        require_no_special_file(tmp_path / ("y" * 300), UsageError)

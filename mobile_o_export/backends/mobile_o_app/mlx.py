@@ -110,4 +110,8 @@ def _restored(layer: str, bits: int | None, words: Array, scales: Array, offsets
             f"{WEIGHTS_FILE}: {layer} has {codes.size} weights, which {scales.size} groups cannot share"
         )
     groups = Affines(codes.reshape(scales.size, -1), scales.reshape(-1), offsets.reshape(-1))
-    return groups.restored().reshape(codes.shape)
+    with np.errstate(over="ignore", invalid="ignore"):
+        weights = groups.restored().reshape(codes.shape)
+    if not np.isfinite(weights).all():
+        raise GateError(f"{WEIGHTS_FILE}: {layer} holds NaN, infinity or weights beyond fp16")
+    return weights
