@@ -117,14 +117,17 @@ def reference_checkpoint(reference_folder: Path) -> Checkpoint:
 
 @pytest.fixture(scope="session")
 def tied_checkpoint(reference_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """The fixture checkpoint with its embeddings for a head, as Qwen2 of 0.5B has them."""
+    """Half of the fixture checkpoint's layers, with its embeddings for a head, as Qwen2 of 0.5B has them."""
     folder = tmp_path_factory.mktemp("tied") / "checkpoint"
     shutil.copytree(reference_folder, folder)
-    tensors = load_file(folder / "model.safetensors")
-    del tensors["lm_head.weight"]
-    save_file(tensors, folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    kept = config["num_hidden_layers"] // 2
+    left_out = ("lm_head.", *(f"model.layers.{layer}." for layer in range(kept, config["num_hidden_layers"])))
+    tensors = load_file(folder / "model.safetensors")
+    tensors = {name: value for name, value in tensors.items() if not name.startswith(left_out)}
+    save_file(tensors, folder / "model.safetensors")
+    config |= {"tie_word_embeddings": True, "num_hidden_layers": kept}
+    (folder / "config.json").write_text(json.dumps({**config, "layer_types": config["layer_types"][:kept]}))
     return Checkpoint.open(folder)
 
 
