@@ -15,6 +15,7 @@ from mobile_o_export.compression.recipe import Recipe
 from mobile_o_export.errors import ConfigError
 from mobile_o_export.parity.gates import Gate, shipped_gates
 from mobile_o_export.pipelines.schedule import SchedulerConfig
+from mobile_o_export.pipelines.template_ids import require_template_ids
 from mobile_o_export.quiet import quiet_vendor
 
 if TYPE_CHECKING:
@@ -74,9 +75,11 @@ def plan(
         ConfigError: a target's backend or options are wrong, a rule matches nothing, a gate is looser than
             its precisions' without a reason, or the checkpoint's scheduler cannot be written
             as numbers.
+        CheckpointError: the tokenizer gives a template other ids than transformers does.
     """
     names = chosen_components(components)
     SchedulerConfig.of(checkpoint.config.diffusion.scheduler)
+    require_template_ids(checkpoint)
     return tuple(_item(checkpoint, target, name, names) for target in targets for name in names)
 
 

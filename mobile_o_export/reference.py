@@ -14,7 +14,7 @@ from mobile_o_export.components.sizes import sizes
 from mobile_o_export.errors import CheckpointError
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.pipelines.pipeline import TORCH, Pipeline
-from mobile_o_export.pipelines.prompts import END_OF_TURN, START_OF_TURN, STOPS, Templates
+from mobile_o_export.pipelines.prompts import STOPS, Templates
 from mobile_o_export.pipelines.runner import Limits, Runners
 from mobile_o_export.pipelines.settings import (
     DEFAULT_GUIDANCE,
@@ -23,6 +23,7 @@ from mobile_o_export.pipelines.settings import (
     SchedulerNumbers,
     Settings,
 )
+from mobile_o_export.pipelines.template_ids import require_control_tokens
 from mobile_o_export.pipelines.workbench import Workbench
 from mobile_o_export.progress import Say, silent
 from mobile_o_export.quiet import quiet_vendor
@@ -128,11 +129,7 @@ def settings(checkpoint: Checkpoint, tokenizer: Tokenizer) -> Settings:
         ConfigError: its scheduler cannot be written as numbers.
         CheckpointError: its tokenizer lacks the tokens of the chat template.
     """
-    if missing := [token for token in (START_OF_TURN, END_OF_TURN) if tokenizer.id_of(token) is None]:
-        raise CheckpointError(
-            f"{checkpoint.path}: the tokenizer does not know {missing[0]} as a token. Copy all of the "
-            "tokenizer's files from the published checkpoint."
-        )
+    require_control_tokens(tokenizer, checkpoint.path)
     model, s = checkpoint.config, sizes(checkpoint)
     numbers = {
         "guidance": DEFAULT_GUIDANCE if model.guidance is None else model.guidance,

@@ -58,6 +58,10 @@ class Tokenizer:
                 from transformers import Qwen2Tokenizer
 
                 self._tokenizer = Qwen2Tokenizer.from_pretrained(str(folder)).backend_tokenizer
+            # Saved after a padded or truncated call, as trainers do, the file says to do so ever after.
+            # transformers drops both when it loads one.
+            self._tokenizer.no_padding()
+            self._tokenizer.no_truncation()
             largest = max(self._tokenizer.get_vocab().values(), default=0)
         if largest > LARGEST_ID:
             # The library counts up to it, one by one, when it writes the vocabulary.
@@ -81,6 +85,10 @@ class Tokenizer:
         """The id of one token, or None where the vocabulary lacks it."""
         found: int | None = self._tokenizer.token_to_id(token)
         return found
+
+    def is_whole(self, token: str) -> bool:
+        """Whether ``token``, met in a text, is its one id; false where the vocabulary lacks it."""
+        return bool(self.encode(token).tolist() == [[self.id_of(token)]])
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids → text, special tokens left out."""
