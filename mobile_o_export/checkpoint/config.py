@@ -38,6 +38,14 @@ MOST_LATENT = 1024
 MOST_STAGES = 8
 """Of a VAE, each of which doubles a side."""
 
+_MODEL_TYPES = r"mobile[_-]?o|llava_qwen2$"
+"""Mobile-O's inference writes the first; its training scripts keep the second, of LLaVA, whence they came."""
+
+_REFUSED_WHEN_SET = ("mm_use_im_start_end", "quantization_config")
+"""Two more tokens around an image's features (LLaVA); weights that are no numbers yet (transformers)."""
+
+_DIFFUSION_KEYS = ("diffusion_name_or_path", "vlm_num_layers")
+
 _LANGUAGE_KEYS = (
     "vocab_size",
     "hidden_size",
@@ -211,6 +219,15 @@ class MobileOConfig:
             raise _unsupported("hidden_act", self.language["hidden_act"], "'silu'")
         if self.language.get("use_sliding_window"):
             raise _unsupported("use_sliding_window", True, "false")
+        kinds = self.language.get("layer_types")
+        if kinds is not None and (not isinstance(kinds, list) or set(map(str, kinds)) - {"full_attention"}):
+            raise _unsupported("layer_types", kinds, "'full_attention' of every layer")
+        if self.raw.get("head_dim", width // heads) not in (None, width // heads):
+            size = self.raw["head_dim"]
+            raise _unsupported("head_dim", size, f"hidden_size / num_attention_heads, {width // heads},")
+        for key in _REFUSED_WHEN_SET:
+            if self.raw.get(key):
+                raise _unsupported(key, self.raw[key], "false or none")
         if not 1 <= self.image_size <= MOST_PIXELS or self.image_size % _VISION_STRIDE:
             raise CheckpointError(
                 f"config.json: mm_vision_tower {self.raw.get('mm_vision_tower')!r} gives an image size of "
@@ -246,10 +263,17 @@ class MobileOConfig:
             CheckpointError: a key is missing or has a value that this package cannot export.
         """
         model_type = raw.get("model_type")
-        if not isinstance(model_type, str) or not re.match(r"mobile[_-]?o", model_type.lower()):
+        if not isinstance(model_type, str) or not re.match(_MODEL_TYPES, model_type.lower()):
             raise CheckpointError(
                 f"{folder / 'config.json'}: model_type is {model_type!r}, not one of Mobile-O's "
-                "('mobile_o_inference' and its training variants). Give the folder of a Mobile-O checkpoint."
+                "('mobile_o_inference', or 'llava_qwen2' of its training). Give the folder of a Mobile-O "
+                "checkpoint."
+            )
+        if lacking := [key for key in _DIFFUSION_KEYS if key not in raw]:
+            raise CheckpointError(
+                f"{folder / 'config.json'}: has no {' and no '.join(lacking)}, which every Mobile-O has for "
+                "its diffusion half. A vision-language model alone (FastVLM, LLaVA) cannot be exported; of a "
+                "Mobile-O, restore the config.json that belongs to the weights."
             )
         tower = _text(raw, "mm_vision_tower", folder)
         numbers = re.findall(r"[0-9]+", tower)
@@ -298,13 +322,16 @@ def _language(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Qwen2's fields of ``raw``, with ``rope_theta`` wherever this version of transformers wrote it."""
     language = {key: raw[key] for key in _LANGUAGE_KEYS if key in raw}
     # transformers 5 writes rope_parameters = {rope_theta, rope_type}; 4 wrote rope_theta and rope_scaling.
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    # Of several, 5 takes rope_scaling before rope_parameters, and a theta within before one beside.
+    key = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
+    rope = raw.get(key) or {}
     kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, Mapping) else rope
     if kind != "default":
-        raise _unsupported("rope_scaling", kind, "none")
-    if "rope_theta" not in language and isinstance(rope, Mapping) and "rope_theta" in rope:
+        raise _unsupported(key, kind, "none")
+    if "rope_theta" in rope:
         language["rope_theta"] = rope["rope_theta"]
-    language.setdefault("num_key_value_heads", raw.get("num_attention_heads"))
+    if language.get("num_key_value_heads") is None:
+        language["num_key_value_heads"] = raw.get("num_attention_heads")
     language["tie_word_embeddings"] = False
     return language
 

@@ -24,13 +24,14 @@ class ComponentReport:
 
 @dataclass(frozen=True)
 class LoraReport:
-    """The adapter that reading merges in."""
+    """The adapter that reading merges in; ``beside`` are files of what was trained with it, and read, too."""
 
     path: str
     rank: int
     alpha: float
     targets: int
     digest: str
+    beside: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class CheckpointReport:
 
     ``dtypes`` are those of floating-point tensors; the batch norms' integer counters are left out of them
     and of ``parameters``, as everywhere else where parameters are counted. ``settings`` are the sizes that
-    a reader wants to see, by the names of ``config.json``.
+    a reader wants to see, by the names of ``config.json``. ``second_copies`` counts tensors that are stored
+    twice, once under a name that training wrapped them in, and are read under their own.
     """
 
     path: str
@@ -47,6 +49,7 @@ class CheckpointReport:
     components: tuple[ComponentReport, ...]
     settings: dict[str, int | str | None]
     random_weights: bool
+    second_copies: int
     lora: LoraReport | None
 
     @property
@@ -100,9 +103,17 @@ def inspect(checkpoint: Checkpoint) -> CheckpointReport:
             "sample_size": config.diffusion.transformer["sample_size"],
         },
         random_weights=bool(config.raw.get(RANDOM_MARKER)),
+        second_copies=len(checkpoint.second_copies),
         lora=None
         if lora is None
-        else LoraReport(str(lora.path), lora.rank, lora.alpha, len(lora.targets), lora.digest),
+        else LoraReport(
+            str(lora.path),
+            lora.rank,
+            lora.alpha,
+            len(lora.targets),
+            lora.digest,
+            tuple(path.relative_to(lora.path).as_posix() for path in lora.beside.files),
+        ),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -19,6 +19,7 @@ from mobile_o_export.checkpoint.config import read_json
 from mobile_o_export.checkpoint.digest import tensors_digest
 from mobile_o_export.checkpoint.module_pattern import ModulePatterns
 from mobile_o_export.checkpoint.safetensors_file import SafetensorsFile, TensorInfo, pickle_error
+from mobile_o_export.checkpoint.trained_beside import TrainedBeside
 from mobile_o_export.errors import CheckpointError
 from mobile_o_export.strict import MOST_WIDTH
 
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
 _PREFIX = "base_model.model."
 
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?:(?P<linear>[AB])\.weight|embedding_(?P<embedding>[AB]))")
+
+_COPY = re.compile(r"\.(?:modules_to_save|original_module)(?=\.)")
+"""PEFT's ``save_embedding_layers`` also writes both halves of a module that it trained whole."""
+
+_CONV_DIMS = 4
 
 _UNSUPPORTED_WHEN_SET = (
     "use_dora",
@@ -62,8 +68,27 @@ class _Delta:
     a: str
     b: str
     scale: float
-    transposed: bool
+    embedding: bool
 
+    def of(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """What is added to the weight: ``scale`` B A.
+
+        Args:
+            a: [r, in] of a Linear, [r, in] of an Embedding, [r, in, h, w] of a Conv2d.
+            b: [out, r], [out, r] and [out, r, 1, 1].
+
+        Returns:
+            [out, in]; an Embedding's rows are its tokens, [in, out]; [out, in, h, w].
+        """
+        import torch
+
+        if a.dim() == _CONV_DIMS:
+            return torch.einsum("or,rihw->oihw", b.flatten(1), a) * self.scale
+        product = b @ a
+        return (product.T if self.embedding else product) * self.scale
+
+
+HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -74,17 +99,23 @@ class LoraAdapter:
 
     Args:
         path: the folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
-        base: the tensors of the checkpoint that it is merged into.
+        base: the tensors of the checkpoint that it is merged into; with ``tied``, the embeddings are there
+            as the head as well.
+        tied: the head is the table of embeddings.
+
+    Attributes:
+        beside: base weights that were trained beside the adapter, to be taken over before it is merged.
 
     Raises:
-        CheckpointError: a file is missing or damaged, an option is not supported, or a tensor of the
-            adapter fits no base weight.
+        CheckpointError: a file is missing or damaged, an option is not supported, a tensor of the adapter
+            fits no base weight, or what was trained beside it cannot be read.
     """
 
-    def __init__(self, path: Path, base: Mapping[str, TensorInfo]) -> None:
+    def __init__(self, path: Path, base: Mapping[str, TensorInfo], *, tied: bool = False) -> None:
         if not path.is_dir():
             raise CheckpointError(f"{path}: no such folder. Give --lora the folder that PEFT saved.")
         self.path = path
+        self._tied = tied
         self._config = read_json(path / CONFIG_FILE)
         self._refuse_unsupported()
         weights = path / WEIGHTS_FILE
@@ -96,11 +127,12 @@ class LoraAdapter:
         self._deltas: dict[str, _Delta] = {}
         self._replacements: dict[str, str] = {}
         self._match(base)
+        self.beside = TrainedBeside.of(path, self._file, base)
 
     @property
-    def files(self) -> tuple[Path, Path]:
-        """Its configuration and its weights."""
-        return self.path / CONFIG_FILE, self.path / WEIGHTS_FILE
+    def files(self) -> tuple[Path, ...]:
+        """Its configuration, its weights and what was trained beside them."""
+        return self.path / CONFIG_FILE, self.path / WEIGHTS_FILE, *self.beside.files
 
     @property
     def rank(self) -> int:
@@ -115,15 +147,20 @@ class LoraAdapter:
     @property
     def targets(self) -> tuple[str, ...]:
         """The base tensors that the adapter changes, sorted."""
-        return tuple(sorted({*self._deltas, *self._replacements}))
+        return tuple(sorted({*self._deltas, *self._replacements, *self.beside.tensors}))
 
     @cached_property
     def digest(self) -> str:
         """``sha256:…`` of every setting that merging reads and every tensor's bytes."""
         keys = ("r", "lora_alpha", "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern")
-        settings = json.dumps({key: self._config.get(key) for key in keys}, sort_keys=True)
+        values = {key: self._config.get(key) for key in keys}
+        if self._tied:
+            values["modules_to_save"] = self._config.get("modules_to_save")
+        settings = json.dumps(values, sort_keys=True)
         content = sha256(settings.encode())
         content.update(tensors_digest(dict.fromkeys(self._file.tensors, self._file)).encode())
+        if self.beside.tensors:
+            content.update(self.beside.digest.encode())
         return f"sha256:{content.hexdigest()}"
 
     def merged(self, name: str, weight: torch.Tensor) -> torch.Tensor:
@@ -136,13 +173,16 @@ class LoraAdapter:
 
         if name in self._replacements:
             weight = self._finite(self._replacements[name])
+        elif (trained := self.beside.tensors.get(name)) is not None and not torch.equal(
+            # Where the whole model was saved, in another dtype maybe, most of it was not trained.
+            weight.to(trained.dtype),
+            trained,
+        ):
+            weight = trained.to(torch.float32)
         if name not in self._deltas:
             return weight
         delta = self._deltas[name]
-        product = self._finite(delta.b) @ self._finite(delta.a)
-        if delta.transposed:
-            product = product.T
-        return weight.to(torch.float32).add(product, alpha=delta.scale)
+        return weight.to(torch.float32) + delta.of(self._finite(delta.a), self._finite(delta.b))
 
     def _finite(self, name: str) -> torch.Tensor:
         import torch
@@ -227,6 +267,8 @@ class LoraAdapter:
             # PEFT keeps a wrapped module's own weight under "base_layer", and saves it where the training
             # changed it (biases) or might have (embeddings).
             plain = name.removeprefix(_PREFIX).replace(".base_layer.", ".")
+            if (whole := _COPY.sub("", name)) != name and whole in self._file.tensors:
+                continue
             match = _FACTOR.fullmatch(plain)
             if match is None:
                 if self._base_name(name, plain, base) in self._replacements:
@@ -242,6 +284,8 @@ class LoraAdapter:
             pair[factor] = info
             if match["embedding"]:
                 embeddings.add(weight)
+        if self._tied:
+            self._share(factors)
         for weight, pair in factors.items():
             module = weight.removesuffix(".weight")
             if set(pair) != {"A", "B"}:
@@ -255,6 +299,28 @@ class LoraAdapter:
         if not self._file.tensors:
             raise CheckpointError(f"{self._file.path}: holds no tensors. Save the adapter again.")
 
+    def _share(self, factors: Iterable[str]) -> None:
+        """Says what becomes of a head that is the table of embeddings.
+
+        A module that PEFT trained whole (``modules_to_save``) is a copy of its own, and the other stays what
+        it was. Embeddings that were saved without being trained whole are loaded into the one table.
+
+        Raises:
+            CheckpointError: there are factors of either.
+        """
+        if shared := {EMBEDDINGS, HEAD} & set(factors):
+            module = min(shared).removesuffix(".weight")
+            raise CheckpointError(
+                f"{self._file.path}: changes {module} by factors, and this checkpoint's head and embeddings "
+                "are one table. Training added them to one of the two uses and PEFT merges them into both, "
+                "which is another model. Leave embed_tokens and lm_head out of target_modules, or save the "
+                "trained model with the two untied."
+            )
+        whole = self._config.get("modules_to_save") or ()
+        named = {str(name).rsplit(".", 1)[-1] for name in (whole if isinstance(whole, list) else [whole])}
+        if EMBEDDINGS in self._replacements and "embed_tokens" not in named:
+            self._replacements.setdefault(HEAD, self._replacements[EMBEDDINGS])
+
     def _twice(self, name: str, what: str) -> CheckpointError:
         return CheckpointError(
             f"{self._file.path}: {name} is a second {what}. The adapter is damaged: save or copy it again."
@@ -264,7 +330,9 @@ class LoraAdapter:
         if not name.startswith(_PREFIX) or candidate not in base:
             raise CheckpointError(
                 f"{self._file.path}: {name} matches no weight of the checkpoint (looked for {candidate}). "
-                "Use the adapter with the checkpoint that it was trained on."
+                "If it was trained on another checkpoint, use that. If it changes a module of a kind that "
+                "cannot be merged here, merge it with PEFT (merge_and_unload) and export the result without "
+                "--lora."
             )
         return candidate
 
@@ -273,15 +341,21 @@ class LoraAdapter:
     ) -> _Delta:
         rank = self._chosen(_RANKS, self._ranks, module, self._config["r"])
         alpha = self._chosen(_ALPHAS, self._alphas, module, self._config["lora_alpha"])
-        # PEFT stores an embedding's factors transposed, and a Conv1D's (fan_in_fan_out) as a Linear's.
-        transposed = embedding or bool(self._config.get("fan_in_fan_out"))
-        if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != rank or b.shape[1] != rank:
+        dims = len(weight.shape)
+        if dims == _CONV_DIMS and a.shape[1:2] != weight.shape[1:2]:
+            raise CheckpointError(
+                f"{self._file.path}: {module} is a convolution in groups, and its factors mix all: no "
+                "weight of that module computes it, and PEFT does not merge it either. Train an adapter "
+                f"without {module}."
+            )
+        if {len(a.shape), len(b.shape)} != {dims} or (a.shape[0], b.shape[1]) != (rank, rank):
             raise self._misfit(f"lora_A and lora_B of {module}", (*a.shape, *b.shape), f"rank {rank}")
-        product = (a.shape[1], b.shape[0]) if transposed else (b.shape[0], a.shape[1])
-        if product != weight.shape:
+        # fan_in_fan_out is of GPT-2's Conv1D; PEFT sets it aside for a Linear, and a Mobile-O has no other.
+        product = (a.shape[1], b.shape[0]) if embedding else (b.shape[0], *a.shape[1:])
+        if product != weight.shape or b.shape[2:] != (1,) * (dims - 2):
             raise self._misfit(f"B @ A of {module}", product, f"{weight.name} {weight.shape}")
         scale = alpha / (rank**0.5 if self._config.get("use_rslora") else rank)
-        return _Delta(a.name, b.name, scale, transposed)
+        return _Delta(a.name, b.name, scale, embedding)
 
     def _misfit(self, name: str, shape: tuple[int, ...], wanted: str) -> CheckpointError:
         return CheckpointError(

@@ -6,13 +6,15 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from hashlib import sha256
+from itertools import zip_longest
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from mobile_o_export.checkpoint.config import MobileOConfig, read_json
 from mobile_o_export.checkpoint.digest import tensors_digest
-from mobile_o_export.checkpoint.lora import LoraAdapter
+from mobile_o_export.checkpoint.lora import EMBEDDINGS, HEAD, LoraAdapter
+from mobile_o_export.checkpoint.names import Names
 from mobile_o_export.checkpoint.safetensors_file import SafetensorsFile, TensorInfo, pickle_error
 from mobile_o_export.errors import CheckpointError
 from mobile_o_export.snapshot import Snapshot
@@ -37,7 +39,6 @@ RANDOM_MARKER = "mobile_o_export_random"
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-_HEAD, _EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -78,6 +79,7 @@ class Checkpoint:
         config: its configuration.
         tensors: every stored tensor by name.
         lora: the adapter that is merged into what :meth:`state_dict` returns, or None.
+        second_copies: stored names of tensors that are there under their own names as well, and not read.
     """
 
     def __init__(
@@ -86,10 +88,12 @@ class Checkpoint:
         config: MobileOConfig,
         files: Mapping[str, SafetensorsFile],
         lora: LoraAdapter | None,
+        second_copies: tuple[str, ...] = (),
     ) -> None:
         self.path = path
         self.config = config
         self.lora = lora
+        self.second_copies = second_copies
         self._files = files
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(
             {name: file.tensors[name] for name, file in files.items()}
@@ -119,10 +123,15 @@ class Checkpoint:
                 "'mobile-o-export init-checkpoint'."
             )
         config = MobileOConfig.load(path)
-        files = _open_files(path)
+        files, second_copies = _by_own_names(path, _open_files(path))
         tensors = {name: file.tensors[name] for name, file in files.items()}
         validate(path, config, {name: info.shape for name, info in tensors.items()})
-        return cls(path, config, files, None if lora is None else LoraAdapter(Path(lora), tensors))
+        adapter = None
+        if lora is not None:
+            base = {**tensors, HEAD: tensors.get(HEAD, tensors[EMBEDDINGS])}
+            tied = config.tie_word_embeddings and _head_is_table(files)
+            adapter = LoraAdapter(Path(lora), base, tied=tied)
+        return cls(path, config, files, adapter, second_copies)
 
     def outline(self) -> Checkpoint:
         """This checkpoint with tensors of the right shapes and no content (``meta``): for names and sizes."""
@@ -236,7 +245,7 @@ class Checkpoint:
 
     def _names(self) -> list[str]:
         names = sorted(self.tensors)
-        return names if _HEAD in self.tensors else [*names, _HEAD]
+        return names if HEAD in self.tensors else [*names, HEAD]
 
     def _read(self, names: Iterable[str], what: str, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
         found = {name: self._tensor(name, dtype) for name in names}
@@ -247,14 +256,14 @@ class Checkpoint:
         return found
 
     def _tensor(self, name: str, dtype: torch.dtype | None) -> torch.Tensor:
-        stored = _EMBEDDINGS if name not in self.tensors else name
+        stored = EMBEDDINGS if name not in self.tensors else name
         tensor = self._files[stored].tensor(stored)
         if not tensor.is_floating_point():
             return tensor
         wanted = tensor.dtype if dtype is None else dtype
-        if self.lora is not None and stored in self.lora.targets:
+        if self.lora is not None and name in self.lora.targets:
             self._require_finite(stored, tensor, tensor.dtype)
-            merged = self.lora.merged(stored, tensor)
+            merged = self.lora.merged(name, tensor)
             self._require_finite(stored, merged, wanted)
             return merged.to(wanted)
         if (key := f"{stored}:{wanted}") not in self._checked:
@@ -287,7 +296,7 @@ class _Outline(Checkpoint):
     def _tensor(self, name: str, dtype: torch.dtype | None) -> torch.Tensor:
         import torch
 
-        info = self.tensors[_EMBEDDINGS if name not in self.tensors else name]
+        info = self.tensors[EMBEDDINGS if name not in self.tensors else name]
         stored: torch.dtype = getattr(torch, info.dtype)
         return torch.empty(
             info.shape,
@@ -330,6 +339,33 @@ def _open_files(path: Path) -> dict[str, SafetensorsFile]:
                 "shards are not of one checkpoint: copy both again."
             )
     return {name: shards[shard] for name, shard in weight_map.items()}
+
+
+def _by_own_names(
+    path: Path, files: Mapping[str, SafetensorsFile]
+) -> tuple[dict[str, SafetensorsFile], tuple[str, ...]]:
+    """``files`` by the tensors' own names, without what wrappers of training add; and what that leaves out.
+
+    Raises:
+        CheckpointError: the stored names are not those of one merged model.
+    """
+    try:
+        names = Names.of(files)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}.") from error
+    own: dict[Path, dict[str, str]] = {}
+    for name, stored in names.stored.items():
+        own.setdefault(files[stored].path, {})[name] = stored
+    views = {file.path: file.under(own[file.path]) for file in set(files.values()) if file.path in own}
+    return {name: views[files[stored].path] for name, stored in names.stored.items()}, names.ignored
+
+
+def _head_is_table(files: Mapping[str, SafetensorsFile]) -> bool:
+    """Whether the head is the embeddings; where both are stored and differ, transformers ties nothing."""
+    if HEAD not in files:
+        return True
+    chunks = (files[name].chunks(name) for name in (HEAD, EMBEDDINGS))
+    return all(one == other for one, other in zip_longest(*chunks))
 
 
 def _no_weights(path: Path) -> CheckpointError:

@@ -7,10 +7,11 @@ every kind of damage gets a message of its own. Format: https://huggingface.co/d
 
 from __future__ import annotations
 
+import copy
 import math
 import mmap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,6 +85,12 @@ class SafetensorsFile:
                 f"{self.path}: cannot be mapped into memory ({error}). Check that the file is still there "
                 "and that its disk can be read."
             ) from error
+
+    def under(self, names: Mapping[str, str]) -> SafetensorsFile:
+        """This file's tensors by other names: new name → stored one; those not among them are left out."""
+        view = copy.copy(self)
+        view.tensors = {new: replace(self.tensors[stored], name=new) for new, stored in names.items()}
+        return view
 
     def tensor(self, name: str) -> torch.Tensor:
         """Tensor ``name`` as stored: a view of the memory-mapped file wherever its bytes are aligned."""

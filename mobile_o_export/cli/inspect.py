@@ -59,5 +59,11 @@ def inspect(
         screen.result(
             f"adapter: {legible(str(report.lora.path))}, rank {report.lora.rank}, alpha {report.lora.alpha:g}"
         )
+        if report.lora.beside:
+            screen.result(f"trained beside it: {legible(', '.join(report.lora.beside))}")
+    if report.second_copies:
+        screen.result(
+            f"stored twice: {report.second_copies} tensors; those under a wrapper's name are not read"
+        )
     screen.result(f"weights: {'random (init-checkpoint)' if report.random_weights else 'trained'}")
     screen.result(f"digest: {report.digest}")

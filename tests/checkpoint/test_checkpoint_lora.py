@@ -1,4 +1,4 @@
-"""Merging is compared with PEFT's own merge_and_unload on the same adapter."""
+"""What an adapter's merge leaves and what it refuses; test_adapter_flavours.py compares it with PEFT's."""
 
 from __future__ import annotations
 
@@ -13,83 +13,17 @@ import torch
 from mobile_o_export.checkpoint import Checkpoint
 from mobile_o_export.errors import CheckpointError
 
-pytestmark = [
-    # PEFT 0.21 reads an attribute that transformers 5.23 renamed.
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
-    # And says that it saves the embeddings when they are a target, which one case here is about.
-    pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning"),
-]
 
-ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
-
-
-def _llm(folder: Path) -> Any:
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    checkpoint = Checkpoint.open(folder)
-    model = Qwen2ForCausalLM(Qwen2Config(**checkpoint.config.language))
-    model.load_state_dict(checkpoint.component_state_dict("llm", torch.float32))
-    return model
-
-
-def _train(folder: Path, adapter: Path, **options: Any) -> dict[str, torch.Tensor]:
-    """Save a PEFT adapter with random factors to ``adapter``; the merged LLM's tensors."""
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(0)
-    model = get_peft_model(_llm(folder), LoraConfig(**{"r": 16, "lora_alpha": 32} | options))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(torch.randn_like(parameter) * 0.05 + (0 if "lora" in name else parameter))
-    model.save_pretrained(adapter)
-    return dict(model.merge_and_unload().state_dict())
-
-
-@pytest.mark.parametrize(
-    ("options", "changed"),
-    [
-        ({"target_modules": ATTENTION}, 24),
-        ({"target_modules": "all-linear"}, 42),
-        ({"target_modules": ["down_proj"], "use_rslora": True}, 6),
-        ({"target_modules": ["q_proj", "embed_tokens"]}, 7),
-        ({"target_modules": ["q_proj"], "rank_pattern": {"layers.1.self_attn.q_proj": 4}}, 6),
-        ({"target_modules": ["q_proj", "v_proj"], "alpha_pattern": {"v_proj": 5}}, 12),
-        ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, 7),
-        ({"target_modules": ["q_proj"], "bias": "lora_only"}, 12),
-    ],
-    ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else None,
-)
-def test_merge_is_pefts(
-    reference_folder: Path, tmp_path: Path, options: dict[str, Any], changed: int
-) -> None:
-    merged = _train(reference_folder, tmp_path / "adapter", **options)
-    checkpoint = Checkpoint.open(reference_folder, lora=tmp_path / "adapter")
-    ours = checkpoint.component_state_dict("llm", torch.float32)
-    base = Checkpoint.open(reference_folder).component_state_dict("llm", torch.float32)
-    assert ours.keys() == merged.keys()
-    for name, tensor in merged.items():
-        # Both are one fp32 product and sum; only the order of the additions may differ.
-        torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-6)
-    different = {name for name in base if not torch.equal(ours[name], base[name])}
-    assert len(different) == changed
-    assert checkpoint.lora is not None
-    assert different <= set(checkpoint.lora.targets)
-
-
-def test_merge_keeps_the_stored_dtype(reference_folder: Path, tmp_path: Path) -> None:
-    _train(reference_folder, tmp_path / "adapter", target_modules=ATTENTION)
-    merged = Checkpoint.open(reference_folder, tmp_path / "adapter").state_dict("model.layers.")
+def test_merge_keeps_the_stored_dtype(reference_folder: Path, adapter: Path) -> None:
+    merged = Checkpoint.open(reference_folder, adapter).state_dict("model.layers.")
     assert {tensor.dtype for tensor in merged.values()} == {torch.float16}
 
 
-def test_adapter_is_part_of_the_digest(reference_folder: Path, tmp_path: Path) -> None:
-    _train(reference_folder, tmp_path / "adapter", target_modules=ATTENTION)
+def test_adapter_is_part_of_the_digest(reference_folder: Path, adapter: Path) -> None:
     plain = Checkpoint.open(reference_folder).digest
-    merged = Checkpoint.open(reference_folder, tmp_path / "adapter").digest
-    config = tmp_path / "adapter/adapter_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": 64}))
-    assert len({plain, merged, Checkpoint.open(reference_folder, tmp_path / "adapter").digest}) == 3
+    merged = Checkpoint.open(reference_folder, adapter).digest
+    _edit(adapter, lora_alpha=64)
+    assert len({plain, merged, Checkpoint.open(reference_folder, adapter).digest}) == 3
 
 
 @pytest.fixture
@@ -113,21 +47,6 @@ def test_minimal_adapter(reference_folder: Path, adapter: Path) -> None:
     merged = Checkpoint.open(reference_folder, adapter).state_dict("model.", torch.float32)[name]
     # alpha / r = 2, and B A = 2 everywhere.
     torch.testing.assert_close(merged, plain + 4)
-
-
-def test_fan_in_fan_out_transposes(reference_folder: Path, adapter: Path) -> None:
-    from safetensors.torch import save_file
-
-    prefix = "base_model.model.model.layers.0.mlp.up_proj"
-    a, b = torch.randn(2, 256), torch.randn(128, 2)
-    save_file(
-        {f"{prefix}.lora_A.weight": a, f"{prefix}.lora_B.weight": b}, adapter / "adapter_model.safetensors"
-    )
-    _edit(adapter, fan_in_fan_out=True)
-    name = "layers.0.mlp.up_proj.weight"
-    plain = Checkpoint.open(reference_folder).state_dict("model.", torch.float32)[name]
-    merged = Checkpoint.open(reference_folder, adapter).state_dict("model.", torch.float32)[name]
-    torch.testing.assert_close(merged, plain + 2 * (b @ a).T)
 
 
 def _edit(adapter: Path, **changes: Any) -> None:
