@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,8 +68,8 @@ def chat(
     """Talk with a bundle's files, about pictures or not.
 
     A line of stdin is a message. What was said stays in the KV cache: each turn reads only what is new.
-    Lines that begin with a slash are commands: /image FILE shows a picture with the next message, /new starts
-    over, /exit ends. With --json an object a line.
+    Lines that begin with a slash are commands: /image FILE shows a picture with the next message (quoted as
+    in a shell, if it has spaces), /new starts over, /exit ends. With --json an object a line.
     """
     picture = None if image is None else _picture(str(image), "--image")
     interactive = sys.stdin is not None and sys.stdin.isatty()
@@ -114,7 +115,7 @@ class Talk:
         command, _, rest = line.partition(" ")
         match command:
             case "/image":
-                self._image = _picture(rest.strip(), "/image")
+                self._image = _picture(_file_named(rest.strip()), "/image")
             case "/new":
                 self._conversation, self._image = self._model.chat(), None
             case _ if command.startswith("/"):
@@ -127,6 +128,28 @@ class Talk:
                 self._image = None
                 return answer
         return None
+
+
+def _file_named(typed: str) -> str:
+    """The one file that ``typed`` names: as it stands where there is such a file, else as a shell reads it.
+
+    Terminals quote or escape the path of a file that is dragged into them.
+
+    Raises:
+        UsageError: it is several words, or a quotation mark is left open.
+    """
+    try:
+        if Path(typed).is_file():
+            return typed
+        words = shlex.split(typed)
+    # A name that no file can have; a quotation mark that is not closed.
+    except (OSError, ValueError) as error:
+        raise UsageError(f"/image: {typed} cannot be read as a file's name ({error}).") from error
+    if len(words) > 1:
+        raise UsageError(
+            f"/image: {typed} is {len(words)} words. Put quotation marks around a name with spaces."
+        )
+    return words[0] if words else ""
 
 
 def _picture(name: str, option: str) -> Picture:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,20 @@ MOST_PIXELS = 178_956_970
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """What pictures may be; Pillow would start other programs for some of the rest."""
+
+_OTHER_KINDS = (
+    # ISO base media files: the box "ftyp" at byte 4, then the brand (ISO/IEC 14496-12, 23008-12; AVIF's own).
+    (
+        re.compile(rb"....ftyp(?:heic|heix|heim|heis|hevc|hevx|mif1|msf1)", re.DOTALL),
+        "HEIC, as iPhones write it",
+    ),
+    (re.compile(rb"....ftypavi[fs]", re.DOTALL), "AVIF"),
+    (re.compile(rb"\xff\x0a|\x00\x00\x00\x0cJXL "), "JPEG XL"),
+    (re.compile(rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51"), "JPEG 2000"),
+    (re.compile(rb"%PDF-"), "PDF"),
+    (re.compile(rb"\s*(?:<\?xml|<svg)"), "SVG"),
+)
+"""How files begin that people take for pictures, and that are none of :data:`FORMATS`."""
 
 ORIENTATION_TAG = 0x0112
 
@@ -56,7 +71,16 @@ def load_picture(path: Path, most_pixels: int | None = None) -> Picture:
     except Image.DecompressionBombError as error:
         raise UsageError(f"{path}: too large ({error}). Scale the picture down first.") from error
     except (UnidentifiedImageError, OSError, RuntimeError, SyntaxError, ValueError, EOFError) as error:
+        if isinstance(error, UnidentifiedImageError) and (kind := _other_kind(path)):
+            raise UsageError(f"{path}: is {kind}, which is not read. Convert it to PNG or JPEG.") from error
         raise UsageError(f"{path}: cannot be read as an image: {error}. Give a PNG or JPEG file.") from error
+
+
+def _other_kind(path: Path) -> str | None:
+    """What the file is, where its beginning says so."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    return next((kind for pattern, kind in _OTHER_KINDS if pattern.match(start)), None)
 
 
 def as_rgb(picture: Picture, name: str = "the picture") -> Picture:

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 from mobile_o_export.backends.registry import backend
 from mobile_o_export.calibration import Calibration
 from mobile_o_export.components.registry import chosen_components
+from mobile_o_export.compression.compress import weights_of
 from mobile_o_export.compression.form import Form
 from mobile_o_export.compression.recipe import Recipe, Rule
 from mobile_o_export.errors import UsageError
 from mobile_o_export.plan import PlanItem, plan, refusal_of
 from mobile_o_export.precision import Precision
 from mobile_o_export.progress import Done, Progress
+from mobile_o_export.quiet import quiet_vendor
 from mobile_o_export.tuning.allocate import Allocation, frontier, within_budget, within_noise
 from mobile_o_export.tuning.sensitivity import Bench, Option, Sensitivities, measure_options, worst
 
@@ -102,6 +104,11 @@ def tune(
     # Planned as the whole target: components may need each other.
     items = plan(checkpoint, [target])
     choices = offered(items, names, candidates or target.candidates, vendor, checkpoint)
+    if goal.budget_bytes is not None:
+        # Before anything is measured, which takes minutes.
+        _require_enough(
+            goal.budget_bytes, sum(least_bytes(item, own, vendor, checkpoint) for item, own in choices)
+        )
     known, calibration = Sensitivities(cache), Calibration(checkpoint, [golden])
     parts = {
         item.component: _Part(item, vendor, checkpoint, golden, own, calibration, known, progress)
@@ -265,17 +272,38 @@ def _for_budget(parts: Mapping[str, _Part], budget_bytes: int) -> dict[str, Allo
         for weight, options in part.options.items()
     }
     allocations = frontier(merged)
+    _require_enough(budget_bytes, allocations[-1].size_bytes + rest)
     chosen = within_budget(allocations, budget_bytes - rest)
-    if chosen is None:
-        least = allocations[-1].size_bytes + rest
-        raise UsageError(
-            f"the smallest that these precisions make of it is {least / 1e6:.4g} MB, more than the budget of "
-            f"{budget_bytes / 1e6:.4g} MB. Give a larger budget, or candidates of fewer bits."
-        )
+    assert chosen is not None
     found = {}
     for name, part in parts.items():
         found[name] = Allocation.of({weight: chosen.options[f"{name}/{weight}"] for weight in part.options})
     return found
+
+
+def _require_enough(budget_bytes: int, least: int) -> None:
+    """Raises UsageError where the smallest that there can be exceeds the budget."""
+    if least > budget_bytes:
+        raise UsageError(
+            f"the smallest that these precisions make of it is {least / 1e6:.4g} MB, more than the budget of "
+            f"{budget_bytes / 1e6:.4g} MB. Give a larger budget, or candidates of fewer bits."
+        )
+
+
+def least_bytes(
+    item: PlanItem, candidates: Sequence[Precision], vendor: Backend, checkpoint: Checkpoint
+) -> int:
+    """What a component takes with each weight at the candidate that makes it smallest."""
+    assert item.request is not None
+    part, bits = item.request.component, item.request.recipe.floating.weight_bits
+    with quiet_vendor():
+        module = part.prepare(part.load(checkpoint.outline()), vendor.graph_options(item.request))
+    total = sum(parameter.numel() for parameter in module.parameters()) * bits // 8
+    for _, weight in weights_of(module):
+        floating = weight.numel() * bits // 8
+        forms = (Form.saving(candidate, tuple(weight.shape)) for candidate in candidates)
+        total -= floating - min((form.size_bytes for form in forms if form is not None), default=floating)
+    return total
 
 
 def _for_level(part: _Part, snr_db: float) -> Allocation:

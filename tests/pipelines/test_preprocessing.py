@@ -239,6 +239,11 @@ def png_of_size(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
+def box(brand: bytes) -> bytes:
+    """How an ISO base media file of a brand begins."""
+    return struct.pack(">I4s4sI", 24, b"ftyp", brand, 0) + b"miaf" + bytes(40)
+
+
 RANDOM = Image.fromarray(np.random.default_rng(2).integers(0, 256, (40, 60, 3), np.uint8))
 CUT_OFF = "cannot be read as an image: .*Give a PNG or JPEG file"
 DEEP = "is 32-bit greyscale. Save it with 8 bits a channel"
@@ -246,7 +251,19 @@ DEEP = "is 32-bit greyscale. Save it with 8 bits a channel"
 BAD_FILES: dict[str, tuple[bytes, str]] = {
     "empty": (b"", CUT_OFF),
     "text": (b"this is no picture\n" * 20, CUT_OFF),
-    "svg": (b'<svg xmlns="http://www.w3.org/2000/svg"></svg>', CUT_OFF),
+    "svg": (
+        b'<svg xmlns="http://www.w3.org/2000/svg"></svg>',
+        "is SVG, which is not read. Convert it to PNG",
+    ),
+    "heic": (box(b"heic"), "is HEIC, as iPhones write it, which is not read. Convert it to PNG or JPEG"),
+    "heic of several": (box(b"mif1"), "is HEIC"),
+    "avif": (box(b"avif"), "is AVIF, which is not read"),
+    "moving avif": (box(b"avis"), "is AVIF"),
+    "jpeg xl": (b"\xff\x0a" + bytes(50), "is JPEG XL"),
+    "jpeg xl in a box": (b"\x00\x00\x00\x0cJXL \r\n\x87\n", "is JPEG XL"),
+    "jpeg 2000": (b"\x00\x00\x00\x0cjP  \r\n\x87\n", "is JPEG 2000"),
+    "pdf": (b"%PDF-1.7\n", "is PDF"),
+    "a film": (box(b"isom"), CUT_OFF),
     "png cut off": (encoded(RANDOM)[:-3000], CUT_OFF),
     "png header only": (encoded(RANDOM)[:33], CUT_OFF),
     "png signature only": (encoded(RANDOM)[:8], CUT_OFF),

@@ -28,7 +28,7 @@ from mobile_o_export.targets import ComponentPlan, Target, load_target, load_tar
 from mobile_o_export.tuning import sensitivity
 from mobile_o_export.tuning.outcome import recipe_toml, write_outcome
 from mobile_o_export.tuning.sensitivity import Bench, Sensitivities, measure_options, worst
-from mobile_o_export.tuning.tune import Goal, Tuned, level, offered, tune
+from mobile_o_export.tuning.tune import Goal, Tuned, least_bytes, level, offered, tune
 
 CANDIDATES = tuple(Precision.parse(name) for name in ("w8", "w6_lut_g16", "w4_lut_g16"))
 """Palettes of 8 bits would be the usual first, and take most of the time."""
@@ -43,6 +43,12 @@ def target() -> Target:
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tuning") / "sensitivities.jsonl"
+
+
+def with_precision(target: Target, precision: Precision) -> Target:
+    """The target with every weight at one precision, if it can be."""
+    parts = dict.fromkeys(target.components, ComponentPlan(precision=precision))
+    return target.model_copy(update={"components": parts})
 
 
 def run(
@@ -157,6 +163,25 @@ def test_a_budget_below_the_smallest_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match=r"the smallest that these precisions make of it is .* MB"):
         run(reference_checkpoint, target, small_golden, cache, Goal(budget_bytes=1000))
+
+
+def test_a_budget_that_arithmetic_refuses_is_refused_before_anything_is_measured(
+    reference_checkpoint: Checkpoint, target: Target, small_golden: Golden, tmp_path: Path
+) -> None:
+    (item,) = plan(reference_checkpoint, [target], ["mcp"])
+    vendor = backend(target.backend)
+    least = least_bytes(item, CANDIDATES, vendor, reference_checkpoint)
+    (smallest,) = (
+        plan(reference_checkpoint, [with_precision(target, p)], ["mcp"])[0] for p in CANDIDATES[-1:]
+    )
+    # The recipe's own: every weight that can be at 4 bits is.
+    assert least == pytest.approx(smallest.size_bytes, rel=0.02)
+    path = tmp_path / "sensitivities.jsonl"
+    with pytest.raises(UsageError, match=r"the smallest .* is [\d.]+ MB, more than the budget of"):
+        run(reference_checkpoint, target, small_golden, path, Goal(budget_bytes=least - 1), ("mcp",))
+    assert not path.exists()
+    (found,) = run(reference_checkpoint, target, small_golden, path, Goal(budget_bytes=least), ("mcp",))
+    assert found.size_bytes == least
 
 
 def test_nothing_is_measured_twice_and_an_interrupted_run_goes_on(
