@@ -44,9 +44,9 @@ def in_fp32(shipped: str, name: str) -> Target:
 
 
 @pytest.fixture(scope="module")
-def fp32_bundle(reference_checkpoint: Checkpoint, reference_golden: Golden, shared: SharedExports) -> Path:
+def fp32_bundle(reference_checkpoint: Checkpoint, small_golden: Golden, shared: SharedExports) -> Path:
     targets = [in_fp32("coreml-ane", "coreml-fp32"), in_fp32("tensorrt-orin", "onnx-fp32")]
-    return shared.export(reference_checkpoint, targets, (), reference_golden).bundle
+    return shared.export(reference_checkpoint, targets, (), small_golden).bundle
 
 
 @pytest.fixture(scope="module", params=[*FP32_TARGETS, *FP16_TARGETS])
