@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from recipes import short_sequence
@@ -116,19 +118,41 @@ def reference_checkpoint(reference_folder: Path) -> Checkpoint:
 
 
 @pytest.fixture(scope="session")
+def brief_checkpoint(reference_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """The fixture checkpoint with fewer of the same layers, to be lowered sooner."""
+    return Checkpoint.open(shortened(reference_folder, tmp_path_factory.mktemp("brief") / "checkpoint"))
+
+
+@pytest.fixture(scope="session")
 def tied_checkpoint(reference_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """Half of the fixture checkpoint's layers, with its embeddings for a head, as Qwen2 of 0.5B has them."""
-    folder = tmp_path_factory.mktemp("tied") / "checkpoint"
-    shutil.copytree(reference_folder, folder)
-    config = json.loads((folder / "config.json").read_text())
-    kept = config["num_hidden_layers"] // 2
-    left_out = ("lm_head.", *(f"model.layers.{layer}." for layer in range(kept, config["num_hidden_layers"])))
+    """Likewise, with its embeddings for a head, as Qwen2 of 0.5B has them."""
+    folder = shortened(reference_folder, tmp_path_factory.mktemp("tied") / "checkpoint")
+    edit_json(folder / "config.json", tie_word_embeddings=True)
     tensors = load_file(folder / "model.safetensors")
-    tensors = {name: value for name, value in tensors.items() if not name.startswith(left_out)}
+    del tensors["lm_head.weight"]
     save_file(tensors, folder / "model.safetensors")
-    config |= {"tie_word_embeddings": True, "num_hidden_layers": kept}
-    (folder / "config.json").write_text(json.dumps({**config, "layer_types": config["layer_types"][:kept]}))
     return Checkpoint.open(folder)
+
+
+def shortened(folder: Path, out: Path) -> Path:
+    """A copy of a checkpoint at ``out`` with half of the LLM's layers and one of the DiT's."""
+    shutil.copytree(folder, out)
+    config = json.loads((out / "config.json").read_text())
+    kept = config["num_hidden_layers"] // 2
+    edit_json(out / "config.json", num_hidden_layers=kept, layer_types=config["layer_types"][:kept])
+    edit_json(out / "diffusion" / "transformer" / "config.json", num_layers=1)
+    tensors = {
+        name: value
+        for name, value in load_file(out / "model.safetensors").items()
+        if not (found := re.match(r"model\.(layers|dit\.transformer_blocks)\.(\d+)\.", name))
+        or int(found[2]) < (kept if found[1] == "layers" else 1)
+    }
+    save_file(tensors, out / "model.safetensors")
+    return out
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import typer
 from mobile_o_export.cli import screen
 from mobile_o_export.cli.console import ProgressPrinter, seconds_by_stage
 from mobile_o_export.cli.model import Bundle, CheckpointOption, JsonOutput, TargetName, Truncate, open_model
-from mobile_o_export.cli.paths import expanded
+from mobile_o_export.cli.paths import expanded, file_typed
 from mobile_o_export.errors import UsageError
 
 if TYPE_CHECKING:
@@ -115,7 +114,7 @@ class Talk:
         command, _, rest = line.partition(" ")
         match command:
             case "/image":
-                self._image = _picture(_file_named(rest.strip()), "/image")
+                self._image = _picture(file_typed(rest.strip(), "/image"), "/image")
             case "/new":
                 self._conversation, self._image = self._model.chat(), None
             case _ if command.startswith("/"):
@@ -128,28 +127,6 @@ class Talk:
                 self._image = None
                 return answer
         return None
-
-
-def _file_named(typed: str) -> str:
-    """The one file that ``typed`` names: as it stands where there is such a file, else as a shell reads it.
-
-    Terminals quote or escape the path of a file that is dragged into them.
-
-    Raises:
-        UsageError: it is several words, or a quotation mark is left open.
-    """
-    try:
-        if Path(typed).is_file():
-            return typed
-        words = shlex.split(typed)
-    # A name that no file can have; a quotation mark that is not closed.
-    except (OSError, ValueError) as error:
-        raise UsageError(f"/image: {typed} cannot be read as a file's name ({error}).") from error
-    if len(words) > 1:
-        raise UsageError(
-            f"/image: {typed} is {len(words)} words. Put quotation marks around a name with spaces."
-        )
-    return words[0] if words else ""
 
 
 def _picture(name: str, option: str) -> Picture:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from mobile_o_export.errors import UsageError
@@ -55,3 +56,25 @@ def require_outside_bundle(option: str, path: Path, bundle: Path) -> None:
         raise UsageError(
             f"{option} {path}: lies in the bundle, which would then hold a file too many. Write it elsewhere."
         )
+
+
+def file_typed(typed: str, option: str) -> str:
+    """The one file that ``typed`` names: as it stands where there is such a file, else as a shell reads it.
+
+    Terminals quote or escape the path of a file that is dragged into them.
+
+    Raises:
+        UsageError: it is several words, or a quotation mark is left open.
+    """
+    try:
+        if Path(typed).is_file():
+            return typed
+        words = shlex.split(typed)
+    # A name that no file can have; a quotation mark that is not closed.
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{option}: {typed} cannot be read as a file's name ({error}).") from error
+    if len(words) > 1:
+        raise UsageError(
+            f"{option}: {typed} is {len(words)} words. Put quotation marks around a name with spaces."
+        )
+    return words[0] if words else ""

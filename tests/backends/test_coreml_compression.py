@@ -59,9 +59,9 @@ def request_for() -> Callable[[str, Recipe], LowerRequest]:
 
 @pytest.fixture(scope="module")
 def lower_request(
-    reference_checkpoint: Checkpoint, shared: SharedExports
+    brief_checkpoint: Checkpoint, shared: SharedExports
 ) -> Callable[[LowerRequest, Path], Artifact]:
-    return lambda request, folder: shared.lower(backend("coreml"), request, reference_checkpoint, folder)
+    return lambda request, folder: shared.lower(backend("coreml"), request, brief_checkpoint, folder)
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +73,13 @@ def lower(
 
 
 @pytest.fixture(scope="module")
-def lower_anew(reference_checkpoint: Checkpoint, request_for: Callable[[str, Recipe], LowerRequest]) -> Lower:
+def lower_anew(brief_checkpoint: Checkpoint, request_for: Callable[[str, Recipe], LowerRequest]) -> Lower:
     """Whatever the session has lowered already: for tests that change how, or look at it."""
 
     def run(name: str, folder: Path, wanted: Recipe) -> Artifact:
         folder.mkdir(exist_ok=True)
         return backend("coreml").lower(
-            request_for(name, wanted), reference_checkpoint, folder, lambda _phrase: None
+            request_for(name, wanted), brief_checkpoint, folder, lambda _phrase: None
         )
 
     return run

@@ -60,7 +60,7 @@ recipe = partial(recipes.recipe, floating="w16")
 
 @pytest.fixture(scope="module")
 def lower(
-    reference_checkpoint: Checkpoint, shared: SharedExports, tmp_path_factory: pytest.TempPathFactory
+    brief_checkpoint: Checkpoint, shared: SharedExports, tmp_path_factory: pytest.TempPathFactory
 ) -> Lower:
     """Lowers a component; each once, but where ``again`` is given. The converter sees each weight once.
 
@@ -81,7 +81,7 @@ def lower(
 
             def convert_once(graphs: Any, path: Path) -> None:
                 # Whatever activations become, the weights are these.
-                numbers = (reference_checkpoint.digest, name, str(key[1]).replace("_dyn", ""), again)
+                numbers = (brief_checkpoint.digest, name, str(key[1]).replace("_dyn", ""), again)
                 place = shared.once("converted", numbers, lambda place: converter(graphs, place / RAW))
                 raw.append(place / RAW)
                 shutil.copy(place / RAW, path)
@@ -93,7 +93,7 @@ def lower(
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(Encoder, "encode", keep)
                 patch.setattr(convert, "convert", convert_once)
-                artifact = backend("litert").lower(request, reference_checkpoint, folder, lambda _: None)
+                artifact = backend("litert").lower(request, brief_checkpoint, folder, lambda _: None)
             done[key] = Lowered(request, artifact, encoders[0], folder / f"{name}.tflite", raw[0])
         return done[key]
 
@@ -179,9 +179,9 @@ def test_each_precision_is_stored_as_what_it_says(lower: Lower, name: str) -> No
 
 @pytest.mark.parametrize("name", STORED)
 def test_a_file_computes_what_pytorch_does_with_the_restored_weights(
-    lower: Lower, reference_checkpoint: Checkpoint, name: str
+    lower: Lower, brief_checkpoint: Checkpoint, name: str
 ) -> None:
-    assert computed_db(lower("mcp", recipe(name)), reference_checkpoint) > DYNAMIC_DB.get(name, EXACT_DB)
+    assert computed_db(lower("mcp", recipe(name)), brief_checkpoint) > DYNAMIC_DB.get(name, EXACT_DB)
 
 
 def test_a_path_that_is_no_text_is_taken(lower: Lower, tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_the_same_weights_give_the_same_bytes(lower: Lower) -> None:
 
 
 def test_embeddings_are_looked_up_in_integers_and_signatures_share_weights(
-    lower: Lower, reference_checkpoint: Checkpoint
+    lower: Lower, brief_checkpoint: Checkpoint
 ) -> None:
     lowered = lower("llm", recipe("w4_b32_dyn", ("*embed_tokens*", "w8"), ("*.0.mlp.*", "w16")))
     rows = {row.name: str(row.precision) for row in lowered.artifact.weights}
@@ -235,7 +235,7 @@ def test_embeddings_are_looked_up_in_integers_and_signatures_share_weights(
         # Prefill and decode share them, and so do the two lookups.
         assert content.count(packed(weight)) == 1
     # Measured: 33.7 dB at the worst output.
-    assert computed_db(lowered, reference_checkpoint) > 28.0
+    assert computed_db(lowered, brief_checkpoint) > 28.0
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_embeddings_are_looked_up_in_integers_and_signatures_share_weights(
     ],
 )
 def test_convolutions_are_found_in_other_axes(
-    lower: Lower, reference_checkpoint: Checkpoint, name: str, wanted: Recipe, least_db: float
+    lower: Lower, brief_checkpoint: Checkpoint, name: str, wanted: Recipe, least_db: float
 ) -> None:
     lowered = lower(name, wanted)
     shapes = {row.name: row.shape for row in lowered.artifact.weights}
@@ -262,7 +262,7 @@ def test_convolutions_are_found_in_other_axes(
     assert not graph["DEPTHWISE_CONV_2D", "INT4"]
     assert graph["DEQUANTIZE", "INT8"] + graph["DEQUANTIZE", "INT4"] >= len(depthwise)
     assert bool(graph["CONV_2D", "INT8"]) == (name == "vae_decoder")
-    assert computed_db(lowered, reference_checkpoint) > least_db
+    assert computed_db(lowered, brief_checkpoint) > least_db
 
 
 @pytest.mark.parametrize("name", ["w8", "w4", "w4_b32_dyn"])

@@ -180,13 +180,13 @@ def test_what_a_gpu_refuses_or_gets_wrong_is_refused(tmp_path: Path, kind: str, 
 )
 @pytest.mark.parametrize("name", ["llm", "mcp", "vae_decoder"])
 def test_the_accelerator_takes_all_of_a_file_and_computes_it(
-    reference_checkpoint: Checkpoint, shared: SharedExports, tmp_path: Path, name: str
+    brief_checkpoint: Checkpoint, shared: SharedExports, tmp_path: Path, name: str
 ) -> None:
     target, part = load_target("litert-gpu"), component(name)
     sequence = Sequence(lengths=(64,), context=128)
     wanted = recipe("fp16", *[("*embed_tokens*", "w8")] * (name == "llm"))
     request = LowerRequest(target.name, part, wanted, sequence, target.options)
-    artifact = shared.lower(backend("litert"), request, reference_checkpoint, tmp_path)
+    artifact = shared.lower(backend("litert"), request, brief_checkpoint, tmp_path)
     [file] = {graph.file for graph in artifact.graphs}
     calls: dict[str, dict[str, list[Any]]] = {}
     given, expected = {}, {}

@@ -68,27 +68,27 @@ def request_for() -> Request:
 
 
 @pytest.fixture(scope="module")
-def lower(reference_checkpoint: Checkpoint, request_for: Request, shared: SharedExports) -> Lower:
+def lower(brief_checkpoint: Checkpoint, request_for: Request, shared: SharedExports) -> Lower:
     return lambda name, folder, wanted: shared.lower(
-        backend("onnx"), request_for(name, wanted), reference_checkpoint, folder
+        backend("onnx"), request_for(name, wanted), brief_checkpoint, folder
     )
 
 
 @pytest.fixture(scope="module")
-def lower_anew(reference_checkpoint: Checkpoint, request_for: Request) -> Lower:
+def lower_anew(brief_checkpoint: Checkpoint, request_for: Request) -> Lower:
     """Whatever the session has lowered already: for tests that look at how."""
 
     def run(name: str, folder: Path, wanted: Recipe) -> Artifact:
         folder.mkdir(exist_ok=True)
         return backend("onnx").lower(
-            request_for(name, wanted), reference_checkpoint, folder, lambda _phrase: None
+            request_for(name, wanted), brief_checkpoint, folder, lambda _phrase: None
         )
 
     return run
 
 
 @pytest.fixture(scope="module")
-def agreement(reference_checkpoint: Checkpoint, request_for: Request) -> Same:
+def agreement(brief_checkpoint: Checkpoint, request_for: Request) -> Same:
     """SNR, dB, of the worst output that ONNX Runtime gives, against PyTorch with the restored weights."""
 
     def run(
@@ -96,7 +96,7 @@ def agreement(reference_checkpoint: Checkpoint, request_for: Request) -> Same:
     ) -> float:
         part = component(name)
         options = backend("onnx").graph_options(request_for(name, wanted))  # type: ignore[attr-defined]
-        module = part.prepare(part.load(reference_checkpoint), options)
+        module = part.prepare(part.load(brief_checkpoint), options)
         compressed = compress_module(module, wanted, name)
         if wanted.floating == Precision.W16:
             round_to_half(module, compressed)
@@ -248,13 +248,13 @@ def test_a_product_of_integers_shares_its_activations_and_is_fused(
 
 
 def test_w16_stores_what_fp16_can_hold_and_onnxruntime_widens_it_once(
-    plain: Path, tmp_path: Path, reference_checkpoint: Checkpoint
+    plain: Path, tmp_path: Path, brief_checkpoint: Checkpoint
 ) -> None:
     model = onnx.load(plain)
     halves = [tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT16]
     assert counts(model)["Cast"] == len(halves) > 0
     stored = [tensor.raw_data for tensor in halves]
-    for name, value in reference_checkpoint.component_state_dict("mcp", torch.float16).items():
+    for name, value in brief_checkpoint.component_state_dict("mcp", torch.float16).items():
         if value.ndim > 1 and value.numel() >= 128:
             turned = value.T.contiguous() if value.ndim == 2 else value
             assert value.numpy().tobytes() in stored or turned.numpy().tobytes() in stored, name
@@ -353,26 +353,26 @@ def _two_blocks_swapped(model: Any, node: Any) -> None:
     ],
 )
 def test_what_the_runtime_lacks_is_refused_with_advice(
-    request_for: Request, reference_checkpoint: Checkpoint, name: str, options: dict[str, Any], advice: str
+    request_for: Request, brief_checkpoint: Checkpoint, name: str, options: dict[str, Any], advice: str
 ) -> None:
     floating = Precision.W16 if name == "w16" else Precision.FP16
     wanted = recipe(name).model_copy(update={"floating": floating})
     request = request_for("mcp", wanted, "tensorrt-orin", **options)
-    found = backend("onnx").refusal(request, reference_checkpoint)
+    found = backend("onnx").refusal(request, brief_checkpoint)
     assert re.search(advice, found), found
 
 
 @pytest.mark.parametrize("name", ["fp32", "w16", "w8", "w4_b256", "w8_dyn", "w4_b32_dyn"])
 def test_what_onnxruntime_has_is_not_refused(
-    request_for: Request, reference_checkpoint: Checkpoint, name: str
+    request_for: Request, brief_checkpoint: Checkpoint, name: str
 ) -> None:
     assert backend("onnx").supports(Precision.parse(name))
-    assert backend("onnx").refusal(request_for("mcp", recipe(name)), reference_checkpoint) == ""
+    assert backend("onnx").refusal(request_for("mcp", recipe(name)), brief_checkpoint) == ""
 
 
 def test_integers_restored_by_the_standard_are_multiplied_by_floating_point(
     request_for: Request,
-    reference_checkpoint: Checkpoint,
+    brief_checkpoint: Checkpoint,
     shared: SharedExports,
     tmp_path: Path,
     agreement: Same,
@@ -380,7 +380,7 @@ def test_integers_restored_by_the_standard_are_multiplied_by_floating_point(
     """As for TensorRT, run by our executor: ONNX Runtime alone would make activations int8."""
     wanted = recipe("w8").model_copy(update={"floating": Precision.FP32})
     request = request_for("mcp", wanted, operators="any")
-    artifact = shared.lower(backend("onnx"), request, reference_checkpoint, tmp_path)
+    artifact = shared.lower(backend("onnx"), request, brief_checkpoint, tmp_path)
     assert counts(onnx.load(tmp_path / "project.onnx"))["DequantizeLinear"] == len(artifact.weights)
     with backend("onnx").open(artifact, tmp_path, "mcp") as executor:
         assert agreement(artifact, tmp_path, "mcp", wanted, lambda _file: Ours(executor)) > 90.0

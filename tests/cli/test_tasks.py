@@ -246,7 +246,7 @@ def test_litert_says_what_torch_says(run: Run) -> None:
 
 @EVERYWHERE
 def test_chat(run: Run, says: Says, place: str) -> None:
-    lines = ["Hello", "", f"/image {IMAGE}", "What is it?", "And now?", "/new", "  Hello ", "/exit", "Never"]
+    lines = ["Hello", "", f'/image "{IMAGE}"', "What is it?", "And now?", "/new", " Hello ", "/exit", "No"]
     says(*lines)
     as_json = run(place, "chat", "--max-tokens", 3, "--json")
     assert as_json.code == 0
@@ -276,20 +276,6 @@ def test_chat_may_begin_with_a_picture(run: Run, says: Says) -> None:
     assert first["tokens"] == parsed(alone.out)["tokens"]
 
 
-@pytest.mark.parametrize(
-    "typed", ['"my photo.png"', "'my photo.png'", r"my\ photo.png", "my photo.png", '"my"" photo.png"']
-)
-def test_a_picture_s_name_is_read_as_a_shell_would(
-    run: Run, says: Says, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str
-) -> None:
-    (tmp_path / "my photo.png").write_bytes(IMAGE.read_bytes())
-    monkeypatch.chdir(tmp_path)
-    says(f"/image {typed}", "What is it?")
-    outcome = run(FAST, "chat", "--max-tokens", 1, "--json")
-    assert outcome.code == 0, outcome.err
-    assert "vision_encoder" in parsed(outcome.out)["seconds"]
-
-
 def test_chat_in_a_process_of_its_own(bundle: Path) -> None:
     arguments = ("chat", bundle, "--target", FAST, "--max-tokens", 2, "--json")
     process = start(*arguments, stdin=subprocess.PIPE)
@@ -313,8 +299,6 @@ def test_nothing_said_is_nothing_answered(run: Run, says: Says) -> None:
         ("/help", "error: /help is no command; there are /image FILE, /new and /exit."),
         ("/image", "error: /image: say which file."),
         ("/image missing.png", "error: missing.png: no such image file."),
-        ('/image "missing.png', "cannot be read as a file's name (No closing quotation)."),
-        ("/image two words.png", "two words.png is 2 words. Put quotation marks around a name with spaces."),
         ("look at <image>", "error: the prompt holds <image>, which stands for the picture. Leave it out."),
         ("word " * 2000, "tokens and the conversation has room for "),
     ],

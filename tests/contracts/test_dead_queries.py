@@ -32,10 +32,10 @@ DEAD = ("model.dit.transformer_blocks.0.attn1.to_q.weight", ".attn.to_q.weight")
 
 
 @pytest.fixture(scope="module")
-def dead(reference_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """The fixture checkpoint with attentions that ask for nothing."""
+def dead(brief_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """The shortened fixture checkpoint with attentions that ask for nothing."""
     folder = tmp_path_factory.mktemp("dead") / "checkpoint"
-    shutil.copytree(reference_folder, folder)
+    shutil.copytree(brief_checkpoint.path, folder)
     tensors = load_file(folder / "model.safetensors")
     names = [name for name in tensors if name.endswith(DEAD) and ".encoder." not in name]
     assert {name.split(".")[1] for name in names} == {"dit", "vae"}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from mobile_o_export.backends.coreml import rewrites
 from mobile_o_export.backends.tracing import dynamic_shapes
 from mobile_o_export.components import building
 
@@ -51,13 +52,14 @@ def convert(spec: GraphSpec, graph: nn.Module, package: Path, *, half: bool, enc
             graph.eval(),
             examples,
             dynamic_shapes=dynamic_shapes(spec, dims) if extents else None,
-        ).run_decompositions({})
+        ).run_decompositions(dict(rewrites.DECOMPOSITIONS))
+    rewrites.refuse_misread(program.graph_module.graph, spec.name, half=half)
     pipeline = ct.PassPipeline.DEFAULT
     pipeline.remove_passes(SKIPPED_PASSES)
     if encoder.weights.compressed:
         encoder.encode_last(pipeline)
     precision = ct.transform.FP16ComputePrecision(op_selector=Fp32Islands()) if half else ct.precision.FLOAT32
-    model = ct.convert(
+    ct.convert(
         program,
         convert_to="mlprogram",
         minimum_deployment_target=ct.target.iOS18,
@@ -75,8 +77,9 @@ def convert(spec: GraphSpec, graph: nn.Module, package: Path, *, half: bool, enc
         ],
         pass_pipeline=pipeline,
         skip_model_load=True,
+        # Else it writes a copy among the temporary files, and leaves it there until the process ends.
+        package_dir=str(package),
     )
-    model.save(str(package))
     (package / DEBUG_MAP).unlink(missing_ok=True)
 
 

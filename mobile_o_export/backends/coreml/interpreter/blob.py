@@ -3,7 +3,8 @@
 Layout (``mlmodel/src/MILBlob/Blob/StorageFormat.hpp``, little-endian): a 64-byte file header
 ``{uint32 count, uint32 version}``; per blob 64 bytes of metadata at the offset that the program names,
 ``{uint32 sentinel, uint32 dtype, uint64 size_bytes, uint64 data_offset, uint64 padding_bits}``; the
-data, 64-byte aligned, at ``data_offset`` from the start of the file.
+data, 64-byte aligned, at ``data_offset`` from the start of the file. Padding is of elements narrower than a
+byte; for others coremltools up to 7.2 left the field, and the rest of the header, uninitialised.
 """
 
 from __future__ import annotations
@@ -79,6 +80,8 @@ class WeightFile:
         if element is None or element.blob_code != code:
             raise DamagedPackageError(f"{where} has type code {code}, the program declares {declared}")
         count = declared.element_count
+        if not element.packed:
+            padding_bits = 0
         if count is None or (size_bytes * 8 - padding_bits) != count * element.bits:
             raise DamagedPackageError(f"{where} holds {size_bytes} bytes, the program declares {declared}")
         if start + size_bytes > self.size_bytes:

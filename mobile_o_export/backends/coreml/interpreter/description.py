@@ -7,6 +7,7 @@ an interpreter that read the program alone would never notice.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from mobile_o_export.backends.coreml.interpreter.errors import DamagedPackageError
@@ -15,6 +16,9 @@ from mobile_o_export.backends.coreml.interpreter.tensor_type import Port
 
 ARRAY_TYPES = {65552: "float16", 65568: "float32", 65600: "float64", 131104: "int32", 131080: "int8"}
 """Core ML's ``ArrayFeatureType.ArrayDataType`` → MIL's type."""
+
+CHANNELS = {10: 1, 20: 3, 30: 3, 40: 1}
+"""``ImageFeatureType.ColorSpace`` (grey, RGB, BGR, fp16 grey) → how many planes a picture has."""
 
 
 def require_described(description: Any, program: MilProgram) -> None:
@@ -48,6 +52,13 @@ def _require_equal(function: MilFunction, kind: str, features: Iterable[Any], po
         )
     for name, port in actual.items():
         array = declared[name]
+        if isinstance(array, _Image):
+            if not array.fits(port):
+                raise DamagedPackageError(
+                    f"{function.package}: function {function.name} declares {name} as {array} but it is "
+                    f"{port.dtype} {list(port.shape)}; export it again"
+                )
+            continue
         dtype, shape = ARRAY_TYPES.get(array.dataType), tuple(array.shape)
         # An output may be declared without its shape.
         if dtype != port.dtype or (shape and None not in port.shape and shape != port.shape):
@@ -57,6 +68,32 @@ def _require_equal(function: MilFunction, kind: str, features: Iterable[Any], po
             )
 
 
+@dataclass(frozen=True)
+class _Image:
+    """A picture that Core ML hands to the program as an array [1, channels, height, width]."""
+
+    channels: int
+    height: int
+    width: int
+    flexible: bool
+
+    def fits(self, port: Port) -> bool:
+        """Whether the program takes, or gives, it as ``port``."""
+        sizes = (
+            (1, self.channels, None, None) if self.flexible else (1, self.channels, self.height, self.width)
+        )
+        return len(port.shape) == len(sizes) and all(
+            None in (one, other) or one == other for one, other in zip(port.shape, sizes, strict=True)
+        )
+
+    def __str__(self) -> str:
+        return f"a picture of {self.channels} channels, {self.height} × {self.width}"
+
+
 def _array(feature: Any) -> Any:
     kind = feature.type
+    if kind.WhichOneof("Type") == "imageType":
+        image = kind.imageType
+        flexible = image.WhichOneof("SizeFlexibility") is not None
+        return _Image(CHANNELS.get(image.colorSpace, 0), image.height, image.width, flexible)
     return kind.stateType.arrayType if kind.WhichOneof("Type") == "stateType" else kind.multiArrayType

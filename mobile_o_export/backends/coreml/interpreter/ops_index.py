@@ -70,17 +70,18 @@ def _slice_by_size(call: Call) -> Result:
 
 
 def _indices(call: Call, name: str, size: int) -> Tensor:
-    """The indices given for ``name`` as int64, negative ones counted from the end (iOS 15 and 16).
+    """The indices given for ``name`` as int64, negative ones counted from the end by iOS 15 and 16.
 
-    Core ML leaves an index out of bounds undefined, so that no result after one means anything.
+    From iOS 17 on, whose operators have ``validate_indices``, these are out of bounds. Core ML leaves the
+    behaviour there undefined, so that no result after one means anything.
     """
     indices = call.tensor(name).long()
-    indices = torch.where(indices < 0, indices + size, indices)
-    if indices.numel() and (int(indices.min()) < 0 or int(indices.max()) >= size):
+    least = 0 if call.has("validate_indices") else -size
+    if indices.numel() and (int(indices.min()) < least or int(indices.max()) >= size):
         raise EvaluationError(
-            f"{call.op_type} {call.op_name}: an index in {name!r} is outside of [{-size}, {size})"
+            f"{call.op_type} {call.op_name}: an index in {name!r} is outside of [{least}, {size})"
         )
-    return indices
+    return torch.where(indices < 0, indices + size, indices)
 
 
 def _take(x: Tensor, indices: Tensor, axis: int) -> Tensor:
@@ -96,8 +97,13 @@ def _gather(call: Call) -> Result:
     indices = _indices(call, "indices", x.shape[axis])
     if batch == 0:
         return _take(x, indices, axis)
-    rows = zip(x.flatten(0, batch - 1), indices.flatten(0, batch - 1), strict=True)
-    taken = torch.stack([_take(row, index, axis - batch) for row, index in rows])
+    # Every batch's own positions, in one step: batches may be as many as tokens.
+    groups = math.prod(x.shape[:batch])
+    rows, own = x.reshape(groups, *x.shape[batch:]), indices.reshape(groups, *indices.shape[batch:])
+    rows = rows.movedim(axis - batch + 1, 1)
+    taken = rows[torch.arange(groups).reshape(-1, *([1] * (own.dim() - 1))), own]
+    between = range(own.dim(), own.dim() + axis - batch)
+    taken = taken.permute(0, *between, *range(1, own.dim()), *range(own.dim() + axis - batch, taken.dim()))
     return taken.reshape(*x.shape[:batch], *taken.shape[1:])
 
 
@@ -112,7 +118,7 @@ def _coordinates(call: Call, sizes: torch.Size | tuple[int, ...]) -> tuple[Tenso
     """The last axis of ``indices`` as one checked index tensor an axis of ``sizes``."""
     parts: list[Tensor] = []
     for place, part in enumerate(call.tensor("indices").unbind(-1)):
-        only = Call(call.op_type, call.op_name, {"indices": (part,)}, call.outputs)
+        only = Call(call.op_type, call.op_name, {**call.arguments, "indices": (part,)}, call.outputs)
         parts.append(_indices(only, "indices", sizes[place]))
     return tuple(parts)
 
@@ -127,7 +133,7 @@ def _gather_nd(call: Call) -> Result:
     groups = math.prod(x.shape[:batch])
     rows = x.reshape(groups, *x.shape[batch:])
     flat = [part.reshape(groups, *part.shape[batch:]) for part in parts]
-    taken = torch.stack([rows[row][tuple(part[row] for part in flat)] for row in range(groups)])
+    taken = rows[(torch.arange(groups).reshape(-1, *([1] * (flat[0].dim() - 1))), *flat)]
     return taken.reshape(*x.shape[:batch], *taken.shape[1:])
 
 

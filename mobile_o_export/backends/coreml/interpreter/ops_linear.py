@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from mobile_o_export.backends.coreml.interpreter.registry import Call, Result, implements
 
 
+def _alike(*tensors: Tensor) -> list[Tensor]:
+    """The tensors in one type: a product of integers and floats is one of floats."""
+    dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+    return [tensor.to(dtype) for tensor in tensors]
+
+
 @implements("linear", "x weight", "bias")
 def _linear(call: Call) -> Result:
-    return functional.linear(call.tensor("x"), call.tensor("weight"), call.optional("bias"))
+    given = (call.tensor("x"), call.tensor("weight"), call.optional("bias"))
+    return functional.linear(*_alike(*(tensor for tensor in given if tensor is not None)))
 
 
 @implements("matmul", "x y", "transpose_x transpose_y")
@@ -23,12 +32,12 @@ def _matmul(call: Call) -> Result:
         x = x.transpose(-1, -2)
     if call.flag("transpose_y", False) and y.dim() > 1:
         y = y.transpose(-1, -2)
-    return torch.matmul(x, y)
+    return torch.matmul(*_alike(x, y))
 
 
 @implements("einsum", "values equation")
 def _einsum(call: Call) -> Result:
-    return torch.einsum(call.text("equation", ""), *call.tensors("values"))
+    return torch.einsum(call.text("equation", ""), *_alike(*call.tensors("values")))
 
 
 @implements("scaled_dot_product_attention", "query key value", "attn_mask")

@@ -40,14 +40,22 @@ def _linear(call: Call, x: Tensor, axis: int, target: int, mode: str) -> Tensor:
     return torch.lerp(lower, x.index_select(axis, (low + 1).clamp(max=size - 1)), weight)
 
 
-def _nearest(call: Call, x: Tensor, axis: int, target: int, mode: str = "DEFAULT") -> Tensor:
-    """``x`` sampled along ``axis`` at floor(i * size / target), or at the pixel under its centre."""
+def _floored(x: Tensor, axis: int, target: int) -> Tensor:
+    """``x`` sampled along ``axis`` at floor(i * size / target)."""
+    return x.index_select(axis, torch.arange(target) * x.shape[axis] // target)
+
+
+def _nearest(call: Call, x: Tensor, axis: int, target: int, mode: str) -> Tensor:
+    """``x`` sampled along ``axis`` at the pixel nearest to where ``mode`` of ``resize`` puts the sample.
+
+    ``DEFAULT`` is there what ``UNALIGN_CORNERS`` is, the pixel under the sample's centre: coremltools 9.0
+    makes it of TensorFlow's ``half_pixel_centers``, and its own test has 2 rows to 3 as the 1st, 2nd and 2nd.
+    """
     index, size = torch.arange(target), x.shape[axis]
-    if mode == "DEFAULT":
-        return x.index_select(axis, index * size // target)
-    if mode == "UNALIGN_CORNERS":
+    if mode in ("DEFAULT", "UNALIGN_CORNERS"):
         return x.index_select(axis, (2 * index + 1) * size // (2 * target))
-    raise call.unsupported(f"nearest neighbour with sampling_mode {mode!r}")
+    places = (_grid(call, mode, size, target) + 0.5).floor().long()
+    return x.index_select(axis, places.clamp(max=size - 1))
 
 
 def _scaled_sizes(call: Call) -> tuple[int, int]:
@@ -59,13 +67,13 @@ def _scaled_sizes(call: Call) -> tuple[int, int]:
 @implements("upsample_nearest_neighbor", "x", "scale_factor_height scale_factor_width", moves_data=True)
 def _upsample_nearest_neighbor(call: Call) -> Result:
     height, width = _scaled_sizes(call)
-    return _nearest(call, _nearest(call, call.tensor("x"), -2, height), -1, width)
+    return _floored(_floored(call.tensor("x"), -2, height), -1, width)
 
 
 @implements("resize_nearest_neighbor", "x target_size_height target_size_width", moves_data=True)
 def _resize_nearest_neighbor(call: Call) -> Result:
     height, width = call.integer("target_size_height", 1), call.integer("target_size_width", 1)
-    return _nearest(call, _nearest(call, call.tensor("x"), -2, height), -1, width)
+    return _floored(_floored(call.tensor("x"), -2, height), -1, width)
 
 
 @implements(
