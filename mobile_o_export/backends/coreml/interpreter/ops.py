@@ -12,6 +12,8 @@ from mobile_o_export.backends.coreml.interpreter import (  # noqa: F401
     ops_linear,
     ops_norm,
     ops_pool,
+    ops_random,
+    ops_recurrent,
     ops_reduce,
     ops_resize,
     ops_shape,

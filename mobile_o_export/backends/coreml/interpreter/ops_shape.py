@@ -142,3 +142,38 @@ def _space_to_depth(call: Call) -> Result:
 @implements("shape", "x")
 def _shape(call: Call) -> Result:
     return torch.tensor(list(call.tensor("x").shape), dtype=torch.int32)
+
+
+@implements("reverse_sequence", "x lengths", "seq_axis batch_axis", moves_data=True)
+def _reverse_sequence(call: Call) -> Result:
+    """The first ``lengths[i]`` elements along ``seq_axis`` turned round, for each i of ``batch_axis``."""
+    x, lengths = call.tensor("x"), call.tensor("lengths").long()
+    along, across = call.integer("seq_axis", 0) % x.dim(), call.integer("batch_axis", 0) % x.dim()
+    steps = torch.arange(x.shape[along])
+    places = torch.where(steps < lengths[:, None], lengths[:, None] - 1 - steps, steps)
+    shape = [1] * x.dim()
+    shape[across], shape[along] = places.shape
+    oriented = places if across < along else places.T
+    return x.gather(along, oriented.reshape(shape).expand(x.shape))
+
+
+@implements("space_to_batch", "x block_shape paddings", moves_data=True)
+def _space_to_batch(call: Call) -> Result:
+    """[N, C, H, W] → [N * b0 * b1, C, H', W']: every b-th pixel of the padded picture, offsets first."""
+    x, (tall, wide) = call.tensor("x"), call.integers("block_shape")
+    top, bottom, left, right = call.tensor("paddings").reshape(-1).tolist()
+    x = torch.nn.functional.pad(x, (left, right, top, bottom))
+    count, channels, height, width = x.shape
+    split = x.reshape(count, channels, height // tall, tall, width // wide, wide)
+    return split.permute(3, 5, 0, 1, 2, 4).reshape(-1, channels, height // tall, width // wide)
+
+
+@implements("batch_to_space", "x block_shape crops", moves_data=True)
+def _batch_to_space(call: Call) -> Result:
+    """The way back, cropped."""
+    x, (tall, wide) = call.tensor("x"), call.integers("block_shape")
+    top, bottom, left, right = call.tensor("crops").reshape(-1).tolist()
+    count, channels, height, width = x.shape
+    split = x.reshape(tall, wide, count // (tall * wide), channels, height, width)
+    whole = split.permute(2, 3, 4, 0, 5, 1).reshape(-1, channels, height * tall, width * wide)
+    return whole[:, :, top : height * tall - bottom, left : width * wide - right]
