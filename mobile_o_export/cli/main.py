@@ -23,6 +23,7 @@ from mobile_o_export.cli import (
     golden,
     init_checkpoint,
     inspect,
+    mil,
     plan,
     report,
     screen,
@@ -88,6 +89,7 @@ app.command("init-checkpoint")(init_checkpoint.init_checkpoint)
 app.command("plan")(plan.plan)
 app.add_typer(golden.app, name="golden")
 app.command("export")(export.export)
+app.add_typer(mil.app, name="mil")
 app.command("tune")(tune.tune)
 app.command("verify")(verify.verify)
 app.command("compare")(compare.compare)

@@ -8,25 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mobile_o_export.backends.coreml.interpreter.errors import DamagedPackageError
+import numpy as np
+from numpy.typing import NDArray
+
+from mobile_o_export.backends.coreml.interpreter.errors import DamagedPackageError, InputError
 from mobile_o_export.backends.coreml.interpreter.program import MilFunction, MilProgram
 from mobile_o_export.backends.coreml.interpreter.tensor_type import Port
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 ARRAY_TYPES = {65552: "float16", 65568: "float32", 65600: "float64", 131104: "int32", 131080: "int8"}
 """Core ML's ``ArrayFeatureType.ArrayDataType`` → MIL's type."""
 
-CHANNELS = {10: 1, 20: 3, 30: 3, 40: 1}
-"""``ImageFeatureType.ColorSpace`` (grey, RGB, BGR, fp16 grey) → how many planes a picture has."""
 
-
-def require_described(description: Any, program: MilProgram) -> None:
-    """Raises DamagedPackageError unless ``description`` declares exactly the program's functions.
+def require_described(description: Any, program: MilProgram) -> dict[str, dict[str, ImagePort]]:
+    """Compares the declared interface with the program's.
 
     Args:
         description: the ``ModelDescription`` message; a package of one function declares it at top level.
         program: what the package runs.
+
+    Returns:
+        Which inputs of each function are declared as pictures.
+
+    Raises:
+        DamagedPackageError: the two differ.
     """
     declared = {function.name: function for function in description.functions} or {"main": description}
     if declared.keys() != program.functions.keys():
@@ -39,6 +48,11 @@ def require_described(description: Any, program: MilProgram) -> None:
         _require_equal(function, "inputs", interface.input, function.inputs)
         _require_equal(function, "outputs", interface.output, function.outputs)
         _require_equal(function, "states", interface.state, function.states)
+    declarations = {name: {one.name: _array(one) for one in part.input} for name, part in declared.items()}
+    return {
+        name: {one: port for one, port in found.items() if isinstance(port, ImagePort)}
+        for name, found in declarations.items()
+    }
 
 
 def _require_equal(function: MilFunction, kind: str, features: Iterable[Any], ports: Iterable[Port]) -> None:
@@ -52,7 +66,7 @@ def _require_equal(function: MilFunction, kind: str, features: Iterable[Any], po
         )
     for name, port in actual.items():
         array = declared[name]
-        if isinstance(array, _Image):
+        if isinstance(array, ImagePort):
             if not array.fits(port):
                 raise DamagedPackageError(
                     f"{function.package}: function {function.name} declares {name} as {array} but it is "
@@ -69,13 +83,39 @@ def _require_equal(function: MilFunction, kind: str, features: Iterable[Any], po
 
 
 @dataclass(frozen=True)
-class _Image:
-    """A picture that Core ML hands to the program as an array [1, channels, height, width]."""
+class ImagePort:
+    """A picture that Core ML hands to the program as an array [1, channels, height, width].
 
-    channels: int
+    Attributes:
+        colours: ``GRAYSCALE``, ``RGB``, ``BGR`` or ``GRAYSCALE_FLOAT16``.
+        flexible: the program takes other sizes as well.
+    """
+
+    colours: str
     height: int
     width: int
     flexible: bool
+
+    @property
+    def channels(self) -> int:
+        """How many planes it has."""
+        return 3 if self.colours in ("RGB", "BGR") else 1
+
+    def array(self, picture: Picture) -> NDArray[np.float32]:
+        """``picture`` as the program gets it: 0 to 255, its channels in the declared order.
+
+        Raises:
+            InputError: it has another size.
+        """
+        if not self.flexible and picture.size != (self.width, self.height):
+            width, height = picture.size
+            raise InputError(
+                f"the picture has {width} × {height} pixels, and the package takes {self.width} × "
+                f"{self.height}. Scale it first."
+            )
+        values = np.asarray(picture.convert("RGB" if self.channels == 3 else "L"), np.float32)
+        planes = values.reshape(*values.shape[:2], self.channels).transpose(2, 0, 1)
+        return np.ascontiguousarray(planes[::-1] if self.colours == "BGR" else planes)[None]
 
     def fits(self, port: Port) -> bool:
         """Whether the program takes, or gives, it as ``port``."""
@@ -95,5 +135,6 @@ def _array(feature: Any) -> Any:
     if kind.WhichOneof("Type") == "imageType":
         image = kind.imageType
         flexible = image.WhichOneof("SizeFlexibility") is not None
-        return _Image(CHANNELS.get(image.colorSpace, 0), image.height, image.width, flexible)
+        colours = type(image).ColorSpace.Name(image.colorSpace)
+        return ImagePort(colours, image.height, image.width, flexible)
     return kind.stateType.arrayType if kind.WhichOneof("Type") == "stateType" else kind.multiArrayType

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from mobile_o_export.backends.coreml.interpreter.weights import Constant, Immedi
 from mobile_o_export.errors import ExportError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
     from torch import Tensor
 
     from mobile_o_export.backends.coreml.interpreter.plan import Plan, Source, Step
@@ -66,12 +67,18 @@ class Interpreter:
         }
 
     def run(
-        self, inputs: Mapping[str, NDArray[Any]], *, state: State | None = None
+        self,
+        inputs: Mapping[str, NDArray[Any] | Picture],
+        *,
+        state: State | None = None,
+        also: Collection[str] = (),
     ) -> dict[str, NDArray[Any]]:
         """The function's outputs by name, in their declared types (fp16 as fp32 under ``Rounding.FP32``).
 
         ``inputs`` holds one array an input, of its shape and type; under ``Rounding.FP32`` an fp16
-        input may come as fp32. ``state`` is updated in place, entry by entry.
+        input may come as fp32. An input that the package declares as a picture may come as one of Pillow's.
+        ``state`` is updated in place, entry by entry. ``also`` names results on the way, outside of nested
+        blocks, that are given as well.
 
         Raises:
             InputError: a name, shape or type that does not fit, or no state where one is needed.
@@ -82,14 +89,21 @@ class Interpreter:
 
         from mobile_o_export.backends.coreml.interpreter.values import from_numpy, settle, to_numpy
 
-        self._check(inputs, state)
+        arrays = self._arrays(inputs)
+        self._check(arrays, state)
+        inner = {out.name: out.type for step in self._plan.steps for out in step.operation.outputs}
+        if unknown := sorted(set(also) - inner.keys()):
+            raise InputError(f"{self._where} has no result {', '.join(unknown)} on the way")
         environment: dict[str, Tensor] = {}
+        kept: dict[str, Tensor] = dict.fromkeys(also)  # type: ignore[arg-type]
         with torch.no_grad():
             for port in self.function.inputs:
-                held = from_numpy(np.ascontiguousarray(inputs[port.name]).reshape(inputs[port.name].shape))
+                given = arrays[port.name]
+                held = from_numpy(np.ascontiguousarray(given).reshape(given.shape))
                 environment[port.name] = settle(held, port.dtype, self.rounding)
-            results = self._run(self._plan, environment, state if state is not None else {})
-        return {
+            results = self._run(self._plan, environment, state if state is not None else {}, kept)
+        found = {name: to_numpy(value, inner[name].dtype, self.rounding) for name, value in kept.items()}
+        return found | {
             port.name: to_numpy(value, port.dtype, self.rounding)
             for port, value in zip(self.function.outputs, results, strict=True)
         }
@@ -110,6 +124,19 @@ class Interpreter:
     @property
     def _where(self) -> str:
         return f"function {self.function.name!r} of component {self.component!r}"
+
+    def _arrays(self, inputs: Mapping[str, NDArray[Any] | Picture]) -> dict[str, NDArray[Any]]:
+        """``inputs`` with pictures as the arrays that the program takes."""
+        dtypes = {port.name: port.dtype for port in self.function.inputs}
+        arrays: dict[str, NDArray[Any]] = {}
+        for name, value in inputs.items():
+            if isinstance(value, np.ndarray):
+                arrays[name] = value
+            elif name in self.function.images:
+                arrays[name] = self.function.images[name].array(value).astype(dtypes[name])
+            else:
+                raise InputError(f"input {name!r} of {self._where} is a {type(value).__name__}, not an array")
+        return arrays
 
     def _check(self, inputs: Mapping[str, NDArray[Any]], state: State | None) -> None:
         wanted = {port.name for port in self.function.inputs}
@@ -138,12 +165,20 @@ class Interpreter:
         if not _fits(shape, port.shape):
             raise InputError(f"{kind} {port.name!r} of {self._where} has shape {port.shape}, not {shape}")
 
-    def _run(self, plan: Plan, environment: dict[str, Tensor], state: State) -> list[Tensor]:
-        """The plan's results; ``environment`` loses each variable after its last use."""
+    def _run(
+        self,
+        plan: Plan,
+        environment: dict[str, Tensor],
+        state: State,
+        kept: dict[str, Tensor] | None = None,
+    ) -> list[Tensor]:
+        """The plan's results; ``environment`` loses a variable after its last use, ``kept`` keeps its own."""
         for step in plan.steps:
             # No local name may hold a result: it would outlive its last use by one step.
             names = [output.name for output in step.operation.outputs]
             environment.update(zip(names, self._evaluate(step, environment, state), strict=True))
+            if kept:
+                kept.update({name: environment[name] for name in names if name in kept})
             for name in step.frees:
                 environment.pop(name, None)
         return [self._tensor(source, environment) for source in plan.outputs]

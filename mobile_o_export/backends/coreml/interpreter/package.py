@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,9 @@ def load_mlpackage(path: Path) -> MilProgram:
         raise DamagedPackageError(f"{path} holds a {kind or 'empty'} model, not an ML Program")
     store = WeightStore(model_path.parent, path)
     program = program_from_proto(proto.mlProgram, path, store)
-    require_described(proto.description, program)
-    return program
+    images = require_described(proto.description, program)
+    functions = {name: replace(function, images=images[name]) for name, function in program.functions.items()}
+    return replace(program, functions=functions)
 
 
 def root_model_path(path: Path) -> Path:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mobile_o_export.backends.coreml.interpreter.errors import DamagedPackageError
 from mobile_o_export.backends.coreml.interpreter.tensor_type import Port, TensorType, type_from_proto
 from mobile_o_export.backends.coreml.interpreter.weights import Constant, WeightStore
+
+if TYPE_CHECKING:
+    from mobile_o_export.backends.coreml.interpreter.description import ImagePort
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class MilFunction:
-    """One function of a package: its signature and its code."""
+    """One function of a package: its signature and its code; ``images`` says which inputs are pictures."""
 
     name: str
     opset: str
@@ -62,6 +65,7 @@ class MilFunction:
     block: Block = field(repr=False)
     package: Path
     weights: WeightStore = field(repr=False)
+    images: Mapping[str, ImagePort] = field(default_factory=dict)
 
     def op_counts(self) -> dict[str, int]:
         """How often each type of operation occurs, nested blocks included, most frequent first."""
