@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ from mobile_o_export.cli.console import ProgressPrinter, table
 from mobile_o_export.cli.paths import expanded
 from mobile_o_export.errors import UsageError
 from mobile_o_export.legible import legible
+from mobile_o_export.parity.metrics import Array
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -135,31 +137,38 @@ def run(
         found = interpreter.run(inputs, state=interpreter.make_state(), also=also or [])
         if out is not None:
             _write(found, out, progress)
-    rows = [
-        {
-            "name": name,
-            "dtype": value.dtype.name,
-            "shape": list(value.shape),
-            **{what: float(measure(value)) if value.size else None for what, measure in _MEASURES.items()},
-        }
-        for name, value in found.items()
-    ]
     if json_output:
-        screen.result_json({"schema": 1, "function": chosen.name, "results": rows})
+        results = [_summary(name, value) for name, value in found.items()]
+        screen.result_json({"schema": 1, "function": chosen.name, "results": results})
         return
     cells = [
-        [
-            legible(row["name"]),
-            row["dtype"],
-            _shape(tuple(row["shape"])),
-            *(_number(row[what]) for what in _MEASURES),
-        ]
-        for row in rows
+        [name, value.dtype.name, _shape(value.shape), *map(_number, _measures(value))]
+        for name, value in found.items()
     ]
-    screen.result(table(["name", "dtype", "shape", *_MEASURES], cells, right=(3, 4, 5)))
+    screen.result(table(["name", "dtype", "shape", *MEASURES], cells, right=(3, 4, 5)))
 
 
-_MEASURES = {"least": np.min, "mean": np.mean, "largest": np.max}
+MEASURES = ("least", "mean", "largest")
+
+
+def _measures(value: Array) -> list[float | None]:
+    """Of what a result holds; None of an empty one."""
+    numbers = value.astype(np.float64)
+    return (
+        [float(one) for one in (numbers.min(), numbers.mean(), numbers.max())] if value.size else [None] * 3
+    )
+
+
+def _summary(name: str, value: Array) -> dict[str, Any]:
+    """A result as JSON has it, which knows neither NaN nor infinity."""
+    numbers = [one if one is not None and math.isfinite(one) else None for one in _measures(value)]
+    return {
+        "name": name,
+        "dtype": value.dtype.name,
+        "shape": list(value.shape),
+        "finite": bool(np.isfinite(value).all()),
+        **dict(zip(MEASURES, numbers, strict=True)),
+    }
 
 
 def _number(value: float | None) -> str:
@@ -198,7 +207,7 @@ def _inputs(function: MilFunction, given: list[str], *, fp32: bool) -> dict[str,
     return found
 
 
-def _array(path: Path) -> np.ndarray[Any, Any]:
+def _array(path: Path) -> Array:
     try:
         value = np.load(path, allow_pickle=False)
     except FileNotFoundError as error:
@@ -217,7 +226,7 @@ def _picture(path: Path) -> Picture:
     return load_picture(path)
 
 
-def _write(found: dict[str, np.ndarray[Any, Any]], out: Path, progress: ProgressPrinter) -> None:
+def _write(found: dict[str, Array], out: Path, progress: ProgressPrinter) -> None:
     from mobile_o_export.atomic import staged_folder
 
     size = sum(value.nbytes + 1024 for value in found.values())

@@ -95,14 +95,18 @@ class Interpreter:
         if unknown := sorted(set(also) - inner.keys()):
             raise InputError(f"{self._where} has no result {', '.join(unknown)} on the way")
         environment: dict[str, Tensor] = {}
-        kept: dict[str, Tensor] = dict.fromkeys(also)  # type: ignore[arg-type]
+        kept: dict[str, Tensor | None] = dict.fromkeys(also)
         with torch.no_grad():
             for port in self.function.inputs:
                 given = arrays[port.name]
                 held = from_numpy(np.ascontiguousarray(given).reshape(given.shape))
                 environment[port.name] = settle(held, port.dtype, self.rounding)
             results = self._run(self._plan, environment, state if state is not None else {}, kept)
-        found = {name: to_numpy(value, inner[name].dtype, self.rounding) for name, value in kept.items()}
+        found = {
+            name: to_numpy(value, inner[name].dtype, self.rounding)
+            for name, value in kept.items()
+            if value is not None
+        }
         return found | {
             port.name: to_numpy(value, port.dtype, self.rounding)
             for port, value in zip(self.function.outputs, results, strict=True)
@@ -170,7 +174,7 @@ class Interpreter:
         plan: Plan,
         environment: dict[str, Tensor],
         state: State,
-        kept: dict[str, Tensor] | None = None,
+        kept: dict[str, Tensor | None] | None = None,
     ) -> list[Tensor]:
         """The plan's results; ``environment`` loses a variable after its last use, ``kept`` keeps its own."""
         for step in plan.steps:
