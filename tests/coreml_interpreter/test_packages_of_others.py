@@ -169,3 +169,28 @@ def test_a_picture_of_another_shape_is_damage(
     declared_as_picture(path, width, height, colours)
     with pytest.raises(DamagedPackageError, match=r"declares x as a picture of \d channels, "):
         load_mlpackage(path)
+
+
+def test_a_shape_whose_rank_is_known_at_run_time_alone(evaluated: Any) -> None:
+    """``fill`` by a shape that is computed; how long that is is declared no more than what it holds."""
+    x = np.zeros((2, 3), np.float32)
+    found = evaluated(
+        lambda x: mb.fill(shape=mb.concat(values=[mb.shape(x=x), mb.shape(x=x)], axis=0), value=7.0), {"x": x}
+    )
+    assert found.shape == (2, 3, 2, 3)
+    assert (found == 7).all()
+
+
+def test_any_rank_fits_a_type_without_one() -> None:
+    from coremltools.proto import MIL_pb2
+
+    from mobile_o_export.backends.coreml.interpreter.tensor_type import type_from_proto
+
+    proto = MIL_pb2.ValueType()
+    proto.tensorType.dataType, proto.tensorType.rank = MIL_pb2.FLOAT32, -1
+    proto.tensorType.dimensions.add().unknown.variadic = True
+    found = type_from_proto(proto)
+    assert found.element_count is None
+    assert all(found.fits(shape) for shape in ((), (3,), (2, 3, 4)))
+    proto.tensorType.dimensions[0].unknown.variadic = False
+    assert [type_from_proto(proto).fits(shape) for shape in ((), (3,), (2, 3))] == [False, True, False]

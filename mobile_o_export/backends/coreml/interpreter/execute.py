@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mobile_o_export.backends.coreml.interpreter.errors import EvaluationError, InputError
 from mobile_o_export.backends.coreml.interpreter.program import MilFunction, Operation
 from mobile_o_export.backends.coreml.interpreter.rounding import Rounding
-from mobile_o_export.backends.coreml.interpreter.tensor_type import STRING, Port
+from mobile_o_export.backends.coreml.interpreter.tensor_type import STRING, Port, fits
 from mobile_o_export.backends.coreml.interpreter.weights import Constant, ImmediateSource
 from mobile_o_export.errors import ExportError
 
@@ -166,7 +166,7 @@ class Interpreter:
             self._check_shape("state", port, tuple(state[port.name].shape))
 
     def _check_shape(self, kind: str, port: Port, shape: tuple[int, ...]) -> None:
-        if not _fits(shape, port.shape):
+        if not fits(shape, port.shape):
             raise InputError(f"{kind} {port.name!r} of {self._where} has shape {port.shape}, not {shape}")
 
     def _run(
@@ -230,7 +230,7 @@ class Interpreter:
             )
         settled: list[Tensor] = []
         for value, declared in zip(results, types, strict=True):
-            if not _fits(tuple(value.shape), declared.shape):
+            if not declared.fits(tuple(value.shape)):
                 raise EvaluationError(
                     f"op {operation.type!r} ({operation.name}) in {self._where} gave the shape "
                     f"{tuple(value.shape)}, the program declares {declared}"
@@ -292,9 +292,3 @@ class Interpreter:
             # Rounded and unrounded weights differ, so interpreters of either kind keep their own.
             return store.derived((derived.key, self.rounding), decompress, keep=keep)[derived.output]
         return environment[source.name]
-
-
-def _fits(shape: tuple[int, ...], declared: tuple[int | None, ...]) -> bool:
-    return len(shape) == len(declared) and all(
-        wanted is None or size == wanted for size, wanted in zip(shape, declared, strict=True)
-    )

@@ -63,12 +63,18 @@ class TensorType:
     dtype: str
     shape: tuple[int | None, ...]
     is_state: bool = False
+    any_rank: bool = False
+    """Even how many sizes there are is fixed only at run time; then ``shape`` says nothing."""
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a value of ``shape`` is of this type."""
+        return self.any_rank or fits(shape, self.shape)
 
     @property
     def element_count(self) -> int | None:
         """Number of elements, or ``None`` where a size is unknown."""
         count = 1
-        for size in self.shape:
+        for size in (None,) if self.any_rank else self.shape:
             if size is None:
                 return None
             count *= size
@@ -77,6 +83,13 @@ class TensorType:
     def __str__(self) -> str:
         sizes = ", ".join("?" if size is None else str(size) for size in self.shape)
         return f"{self.dtype}[{sizes}]"
+
+
+def fits(shape: tuple[int, ...], declared: tuple[int | None, ...]) -> bool:
+    """Whether ``shape`` has the declared sizes, as far as they are declared."""
+    return len(shape) == len(declared) and all(
+        wanted is None or size == wanted for size, wanted in zip(shape, declared, strict=True)
+    )
 
 
 class Port(NamedTuple):
@@ -102,4 +115,5 @@ def type_from_proto(proto: Any) -> TensorType:
     )
     if tensor.dataType == _STRING_CODE:
         return TensorType(STRING, shape)
-    return TensorType(_NAMES.get(tensor.dataType, f"proto type {tensor.dataType}"), shape)
+    name = _NAMES.get(tensor.dataType, f"proto type {tensor.dataType}")
+    return TensorType(name, shape, any_rank=any(dim.unknown.variadic for dim in tensor.dimensions))
