@@ -226,6 +226,7 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_every_module_can_be_the_first_one_imported() -> None:
     """No cycle that an import order hides; and no warning."""
     code = f"""

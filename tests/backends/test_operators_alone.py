@@ -32,6 +32,8 @@ from mobile_o_export.parity.metrics import Array
 from mobile_o_export.quiet import captured
 from mobile_o_export.tensors import DType, Role, TensorSpec
 
+pytestmark = pytest.mark.slow
+
 Inputs = Mapping[str, torch.Tensor]
 Operator = Callable[[Inputs], torch.Tensor]
 

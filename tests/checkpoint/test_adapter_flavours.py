@@ -24,6 +24,7 @@ from mobile_o_export.checkpoint.safetensors_file import SafetensorsFile
 from mobile_o_export.errors import CheckpointError
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     # PEFT warns of what is tested here: shared embeddings, fan_in_fan_out on a Linear, and the like.
     pytest.mark.filterwarnings("ignore::UserWarning"),

@@ -82,6 +82,7 @@ def test_a_full_disk_leaves_the_former_junit_report(
     assert list(tmp_path.iterdir()) == [junit]
 
 
+@pytest.mark.slow
 def test_no_folder_is_left_among_temporary_files(reference_folder: Path, tmp_path: Path) -> None:
     temporary, out = tmp_path / "temporary", tmp_path / "a.png"
     temporary.mkdir()

@@ -83,6 +83,7 @@ def test_export_and_verify(
         assert line.startswith("[") or not line
 
 
+@pytest.mark.slow
 def test_inspect_and_doctor_are_clean(reference_folder: Path) -> None:
     inspected = finish(start("inspect", reference_folder, "--json"))
     assert inspected.code == 0

@@ -13,6 +13,8 @@ from PIL import Image
 
 from mobile_o_export.quiet import captured
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
