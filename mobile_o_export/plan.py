@@ -19,6 +19,8 @@ from mobile_o_export.pipelines.template_ids import require_template_ids
 from mobile_o_export.quiet import quiet_vendor
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from mobile_o_export.checkpoint import Checkpoint
     from mobile_o_export.components.base import GraphOptions
     from mobile_o_export.precision import Precision
@@ -134,6 +136,12 @@ def refusal_of(request: LowerRequest, vendor: Backend, checkpoint: Checkpoint) -
     return vendor.refusal(request, checkpoint)
 
 
+def outlined_module(checkpoint: Checkpoint, request: LowerRequest, options: GraphOptions) -> nn.Module:
+    """The module that would be lowered, without its content."""
+    with quiet_vendor():
+        return request.component.prepare(request.component.load(checkpoint.outline()), options)
+
+
 def _outlined(
     checkpoint: Checkpoint, request: LowerRequest, options: GraphOptions
 ) -> tuple[Mapping[str, Form], int]:
@@ -147,8 +155,7 @@ def _outlined(
         return {}, sum(tensor.parameters for tensor in checkpoint.component_tensors(part.name))
     from mobile_o_export.compression.compress import forms
 
-    with quiet_vendor():
-        module = part.prepare(part.load(checkpoint.outline()), options)
+    module = outlined_module(checkpoint, request, options)
     found = forms(module, request.recipe, f"{part.name} for {request.target}")
     return found, sum(parameter.numel() for parameter in module.parameters())
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mobile_o_export.checkpoint.config import MobileOConfig
+from mobile_o_export.checkpoint.names import HEAD
 from mobile_o_export.errors import CheckpointError
 from mobile_o_export.quiet import quiet_vendor
 
@@ -25,7 +26,6 @@ Shapes = Mapping[str, tuple[int, ...]]
 _VISION = "model.vision_tower.vision_tower.model."
 _MCP = "model.diffusion_connector.fusion."
 _VAE_ENCODER = "model.vae.encoder."
-_HEAD = "lm_head.weight"
 
 _IGNORED = re.compile(r".*\.rotary_emb\.inv_freq")
 """Buffers that old versions of transformers saved and every version computes anew."""
@@ -101,7 +101,7 @@ def validate(path: Path, config: MobileOConfig, found: Shapes) -> None:
             f"{what}. Use a complete Mobile-O checkpoint (of type mobile_o_inference)."
         ) from error
     expected = expected_tensors(config, layout, width, squeezed)
-    optional = {_HEAD} if config.tie_word_embeddings else set()
+    optional = {HEAD} if config.tie_word_embeddings else set()
     if not any(name.startswith(_VAE_ENCODER) for name in found):
         optional |= {name for name in expected if name.startswith(_VAE_ENCODER)}
     missing = [name for name in expected if name not in found and name not in optional]

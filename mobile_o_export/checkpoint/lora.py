@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from mobile_o_export.checkpoint.config import read_json
 from mobile_o_export.checkpoint.digest import tensors_digest
 from mobile_o_export.checkpoint.module_pattern import ModulePatterns
+from mobile_o_export.checkpoint.names import EMBEDDINGS, HEAD, PEFT_PREFIX
 from mobile_o_export.checkpoint.safetensors_file import SafetensorsFile, TensorInfo, pickle_error
 from mobile_o_export.checkpoint.trained_beside import TrainedBeside
 from mobile_o_export.errors import CheckpointError
@@ -25,8 +26,6 @@ from mobile_o_export.strict import MOST_WIDTH
 
 if TYPE_CHECKING:
     import torch
-
-_PREFIX = "base_model.model."
 
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?:(?P<linear>[AB])\.weight|embedding_(?P<embedding>[AB]))")
 
@@ -87,8 +86,6 @@ class _Delta:
         product = b @ a
         return (product.T if self.embedding else product) * self.scale
 
-
-HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -266,7 +263,7 @@ class LoraAdapter:
         for name, info in self._file.tensors.items():
             # PEFT keeps a wrapped module's own weight under "base_layer", and saves it where the training
             # changed it (biases) or might have (embeddings).
-            plain = name.removeprefix(_PREFIX).replace(".base_layer.", ".")
+            plain = name.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".")
             if (whole := _COPY.sub("", name)) != name and whole in self._file.tensors:
                 continue
             match = _FACTOR.fullmatch(plain)
@@ -327,7 +324,7 @@ class LoraAdapter:
         )
 
     def _base_name(self, name: str, candidate: str, base: Mapping[str, TensorInfo]) -> str:
-        if not name.startswith(_PREFIX) or candidate not in base:
+        if not name.startswith(PEFT_PREFIX) or candidate not in base:
             raise CheckpointError(
                 f"{self._file.path}: {name} matches no weight of the checkpoint (looked for {candidate}). "
                 "If it was trained on another checkpoint, use that. If it changes a module of a kind that "

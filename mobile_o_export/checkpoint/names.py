@@ -6,6 +6,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
+
+PEFT_PREFIX = "base_model.model."
+
 _WRAPPERS = re.compile(r"^(?:module\.|base_model\.model\.)+|(?:(?<=^)|(?<=\.))_orig_mod\.")
 """DDP prefixes ``module.``, PEFT ``base_model.model.``; torch.compile inserts ``_orig_mod.`` anywhere."""
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from mobile_o_export.checkpoint.config import MobileOConfig, read_json
 from mobile_o_export.checkpoint.digest import tensors_digest
-from mobile_o_export.checkpoint.lora import EMBEDDINGS, HEAD, LoraAdapter
-from mobile_o_export.checkpoint.names import Names
+from mobile_o_export.checkpoint.lora import LoraAdapter
+from mobile_o_export.checkpoint.names import EMBEDDINGS, HEAD, Names
 from mobile_o_export.checkpoint.safetensors_file import SafetensorsFile, TensorInfo, pickle_error
 from mobile_o_export.errors import CheckpointError
 from mobile_o_export.snapshot import Snapshot

@@ -6,6 +6,7 @@ saves the whole wrapped model as ``global_stepN/mp_rank_00_model_states.pt`` in 
 
 from __future__ import annotations
 
+import filecmp
 import pickle
 import re
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mobile_o_export.checkpoint.names import unwrapped
+from mobile_o_export.checkpoint.names import PEFT_PREFIX, unwrapped
 from mobile_o_export.checkpoint.safetensors_file import SafetensorsFile, TensorInfo
 from mobile_o_export.errors import CheckpointError
 
@@ -117,9 +118,7 @@ def _step(path: Path) -> int:
 
 
 def _same_file(one: Path, other: Path) -> bool:
-    if not one.is_file() or one.stat().st_size != other.stat().st_size:
-        return False
-    return one.read_bytes() == other.read_bytes()
+    return one.is_file() and filecmp.cmp(one, other, shallow=False)
 
 
 def _loaded(path: Path) -> Mapping[str, torch.Tensor]:
@@ -148,7 +147,7 @@ def _own_name(path: Path, name: str, tensor: torch.Tensor, adapter: SafetensorsF
     """The base weight that ``name`` is; None where the adapter holds the same, or the base unchanged."""
     import torch
 
-    stored = f"base_model.model.{unwrapped(name)}"
+    stored = PEFT_PREFIX + unwrapped(name)
     factor = _FACTOR.sub(r".\1.weight", stored).replace(".modules_to_save.default.", ".")
     if factor in adapter.tensors and factor != stored:
         if torch.equal(adapter.tensor(factor).to(tensor.dtype), tensor):

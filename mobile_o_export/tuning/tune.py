@@ -15,10 +15,9 @@ from mobile_o_export.compression.compress import weights_of
 from mobile_o_export.compression.form import Form
 from mobile_o_export.compression.recipe import Recipe, Rule
 from mobile_o_export.errors import UsageError
-from mobile_o_export.plan import PlanItem, plan, refusal_of
+from mobile_o_export.plan import PlanItem, outlined_module, plan, refusal_of
 from mobile_o_export.precision import Precision
 from mobile_o_export.progress import Done, Progress
-from mobile_o_export.quiet import quiet_vendor
 from mobile_o_export.tuning.allocate import Allocation, frontier, within_budget, within_noise
 from mobile_o_export.tuning.sensitivity import Bench, Option, Sensitivities, measure_options, worst
 
@@ -295,9 +294,8 @@ def least_bytes(
 ) -> int:
     """What a component takes with each weight at the candidate that makes it smallest."""
     assert item.request is not None
-    part, bits = item.request.component, item.request.recipe.floating.weight_bits
-    with quiet_vendor():
-        module = part.prepare(part.load(checkpoint.outline()), vendor.graph_options(item.request))
+    bits = item.request.recipe.floating.weight_bits
+    module = outlined_module(checkpoint, item.request, vendor.graph_options(item.request))
     total = sum(parameter.numel() for parameter in module.parameters()) * bits // 8
     for _, weight in weights_of(module):
         floating = weight.numel() * bits // 8

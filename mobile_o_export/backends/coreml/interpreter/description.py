@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mobile_o_export.backends.coreml.interpreter.errors import DamagedPackageError, InputError
 from mobile_o_export.backends.coreml.interpreter.program import MilFunction, MilProgram
-from mobile_o_export.backends.coreml.interpreter.tensor_type import Port
+from mobile_o_export.backends.coreml.interpreter.tensor_type import Port, fits
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -43,19 +43,19 @@ def require_described(description: Any, program: MilProgram) -> dict[str, dict[s
             f"{program.path} declares the functions {', '.join(sorted(declared))} but holds "
             f"{', '.join(sorted(program.functions))}; export it again"
         )
+    images = {}
     for name, interface in declared.items():
         function = program.functions[name]
-        _require_equal(function, "inputs", interface.input, function.inputs)
+        images[name] = _require_equal(function, "inputs", interface.input, function.inputs)
         _require_equal(function, "outputs", interface.output, function.outputs)
         _require_equal(function, "states", interface.state, function.states)
-    declarations = {name: {one.name: _array(one) for one in part.input} for name, part in declared.items()}
-    return {
-        name: {one: port for one, port in found.items() if isinstance(port, ImagePort)}
-        for name, found in declarations.items()
-    }
+    return images
 
 
-def _require_equal(function: MilFunction, kind: str, features: Iterable[Any], ports: Iterable[Port]) -> None:
+def _require_equal(
+    function: MilFunction, kind: str, features: Iterable[Any], ports: Iterable[Port]
+) -> dict[str, ImagePort]:
+    """Raises DamagedPackageError unless ``features`` declare ``ports``; which of them are pictures."""
     declared = {feature.name: _array(feature) for feature in features}
     actual = {port.name: port for port in ports}
     if declared.keys() != actual.keys():
@@ -80,6 +80,7 @@ def _require_equal(function: MilFunction, kind: str, features: Iterable[Any], po
                 f"{function.package}: function {function.name} declares {name} as {dtype} {list(shape)} but "
                 f"it is {port.dtype} {list(port.shape)}; export it again"
             )
+    return {name: port for name, port in declared.items() if isinstance(port, ImagePort)}
 
 
 @dataclass(frozen=True)
@@ -119,12 +120,8 @@ class ImagePort:
 
     def fits(self, port: Port) -> bool:
         """Whether the program takes, or gives, it as ``port``."""
-        sizes = (
-            (1, self.channels, None, None) if self.flexible else (1, self.channels, self.height, self.width)
-        )
-        return len(port.shape) == len(sizes) and all(
-            None in (one, other) or one == other for one, other in zip(port.shape, sizes, strict=True)
-        )
+        plane = [None] * len(port.shape[2:]) if self.flexible else port.shape[2:]
+        return fits((1, self.channels, self.height, self.width), (*port.shape[:2], *plane))
 
     def __str__(self) -> str:
         return f"a picture of {self.channels} channels, {self.height} × {self.width}"

@@ -91,9 +91,7 @@ class Interpreter:
 
         arrays = self._arrays(inputs)
         self._check(arrays, state)
-        inner = {out.name: out.type for step in self._plan.steps for out in step.operation.outputs}
-        if unknown := sorted(set(also) - inner.keys()):
-            raise InputError(f"{self._where} has no result {', '.join(unknown)} on the way")
+        kinds = self._kinds(also)
         environment: dict[str, Tensor] = {}
         kept: dict[str, Tensor | None] = dict.fromkeys(also)
         with torch.no_grad():
@@ -103,7 +101,7 @@ class Interpreter:
                 environment[port.name] = settle(held, port.dtype, self.rounding)
             results = self._run(self._plan, environment, state if state is not None else {}, kept)
         found = {
-            name: to_numpy(value, inner[name].dtype, self.rounding)
+            name: to_numpy(value, kinds[name], self.rounding)
             for name, value in kept.items()
             if value is not None
         }
@@ -128,6 +126,16 @@ class Interpreter:
     @property
     def _where(self) -> str:
         return f"function {self.function.name!r} of component {self.component!r}"
+
+    def _kinds(self, names: Collection[str]) -> dict[str, str]:
+        """The element types of results on the way; a run that asks for none does not look."""
+        if not names:
+            return {}
+        outputs = (output for step in self._plan.steps for output in step.operation.outputs)
+        kinds = {output.name: output.type.dtype for output in outputs if output.name in names}
+        if unknown := sorted(set(names) - kinds.keys()):
+            raise InputError(f"{self._where} has no result {', '.join(unknown)} on the way")
+        return kinds
 
     def _arrays(self, inputs: Mapping[str, NDArray[Any] | Picture]) -> dict[str, NDArray[Any]]:
         """``inputs`` with pictures as the arrays that the program takes."""
