@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from shared_exports import SharedExports
 
 from mobile_o_export.backends.base import LowerRequest
+from mobile_o_export.backends.coreml.convert import fewer_checks
 from mobile_o_export.backends.coreml.interpreter import DamagedPackageError, MilProgram, load_mlpackage
 from mobile_o_export.backends.registry import backend
 from mobile_o_export.bundle.manifest import file_entries
@@ -119,3 +121,23 @@ def test_declaring_another_interface_is_refused(bundle: Path, tmp_path: Path, ki
     path.write_bytes(model.SerializeToString())
     with pytest.raises(DamagedPackageError, match="renamed"):
         load_mlpackage(package)
+
+
+def test_a_program_that_a_pass_has_broken_is_caught_before_it_is_written() -> None:
+    from coremltools.converters.mil import Builder
+    from coremltools.converters.mil.mil import types
+    from coremltools.converters.mil.mil.block import InvalidBlockStateError
+
+    @Builder.program(input_specs=[Builder.TensorSpec((3,), types.fp32)])
+    def program(x: Any) -> Any:
+        return Builder.relu(x=Builder.square(x=x))
+
+    (squared,) = program.functions["main"].find_ops(op_type="square")
+    squared.outputs[0].child_ops.append(squared)
+    with fewer_checks():
+        program.validate()
+        with pytest.raises(InvalidBlockStateError, match="should be consumed"):
+            program.validate(check_essential_scope=True)
+    with pytest.raises(InvalidBlockStateError, match="should be consumed"):
+        program.validate()
+    assert "relu" in str(program)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,28 +60,54 @@ def convert(spec: GraphSpec, graph: nn.Module, package: Path, *, half: bool, enc
     if encoder.weights.compressed:
         encoder.encode_last(pipeline)
     precision = ct.transform.FP16ComputePrecision(op_selector=Fp32Islands()) if half else ct.precision.FLOAT32
-    ct.convert(
-        program,
-        convert_to="mlprogram",
-        minimum_deployment_target=ct.target.iOS18,
-        compute_precision=precision,
-        inputs=[
-            ct.TensorType(
-                name=tensor.name,
-                shape=tuple(ranges[dim] if isinstance(dim, str) else dim for dim in tensor.shape),
-                dtype=np.dtype(str(tensor.dtype)).type,
-            )
-            for tensor in spec.inputs
-        ],
-        outputs=[
-            ct.TensorType(name=tensor.name, dtype=np.dtype(str(tensor.dtype)).type) for tensor in spec.outputs
-        ],
-        pass_pipeline=pipeline,
-        skip_model_load=True,
-        # Else it writes a copy among the temporary files, and leaves it there until the process ends.
-        package_dir=str(package),
-    )
+    inputs = [
+        ct.TensorType(
+            name=tensor.name,
+            shape=tuple(ranges[dim] if isinstance(dim, str) else dim for dim in tensor.shape),
+            dtype=np.dtype(str(tensor.dtype)).type,
+        )
+        for tensor in spec.inputs
+    ]
+    outputs = [
+        ct.TensorType(name=tensor.name, dtype=np.dtype(str(tensor.dtype)).type) for tensor in spec.outputs
+    ]
+    with fewer_checks():
+        ct.convert(
+            program,
+            convert_to="mlprogram",
+            minimum_deployment_target=ct.target.iOS18,
+            compute_precision=precision,
+            inputs=inputs,
+            outputs=outputs,
+            pass_pipeline=pipeline,
+            skip_model_load=True,
+            # Else it writes a copy among the temporary files, and leaves it there until the process ends.
+            package_dir=str(package),
+        )
     (package / DEBUG_MAP).unlink(missing_ok=True)
+
+
+@contextmanager
+def fewer_checks() -> Iterator[None]:
+    """Has coremltools check a program a few times on its way, not after each of a hundred passes.
+
+    Its checks go over every use of every value and took a quarter of a conversion (9.0). Those that stay
+    follow each removal of dead code and precede the writing. Nor is the program printed for a silent log.
+    """
+    from coremltools.converters.mil.mil import Block, Program
+
+    whole, printed = Program.validate, Block.indented_str
+
+    def validate(self: Any, check_essential_scope: bool = False) -> None:
+        if check_essential_scope:
+            whole(self, check_essential_scope)
+
+    Program.validate = validate
+    Block.indented_str = lambda *_, **__: ""
+    try:
+        yield
+    finally:
+        Program.validate, Block.indented_str = whole, printed
 
 
 class Fp32Islands:
@@ -126,7 +153,8 @@ def merge(parts: Mapping[str, Path], package: Path) -> None:
     for name, part in parts.items():
         descriptor.add_function(str(part), src_function_name="main", target_function_name=name)
     descriptor.default_function_name = next(iter(parts))
-    ct.utils.save_multifunction(descriptor, str(package))
+    with fewer_checks():
+        ct.utils.save_multifunction(descriptor, str(package))
 
 
 def describe(package: Path, functions: Mapping[str, GraphSpec], component: str) -> None:
