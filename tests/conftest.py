@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import os
 import re
@@ -85,9 +87,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     """Marks what is slow, and where two processes share the work, has each begin with other slow tests.
 
     xdist's ``worksteal`` gives each process half of the list, and later half of what the other has left. So
-    the first half begins with the tests of the one large export, the second with all other slow ones, and
-    what is fast comes last, to be taken over.
+    the first half begins with the tests of the one large export, the second with all other slow ones (first
+    those that share nothing, one of which takes a minute), and what is fast comes last, to be taken over.
     """
+    alone = {item for item in items if item.get_closest_marker("slow")}
     for item in items:
         if uses(item, SLOW_FIXTURES):
             item.add_marker("slow")
@@ -96,6 +99,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
         slow = [item for item in items if item.get_closest_marker("slow")]
         exporting = [item for item in slow if uses(item, {"exported"})]
         others = [item for item in slow if not uses(item, {"exported"})]
+        others.sort(key=lambda item: item not in alone)
         fast = [item for item in items if not item.get_closest_marker("slow")]
         room = max(len(items) // 2 - len(exporting), 0)
         items[:] = [*exporting, *fast[:room], *others, *fast[room:]]
@@ -125,20 +129,22 @@ def brief_checkpoint(reference_folder: Path, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="session")
 def tied_checkpoint(reference_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """Likewise, with its embeddings for a head, as Qwen2 of 0.5B has them."""
-    folder = shortened(reference_folder, tmp_path_factory.mktemp("tied") / "checkpoint")
-    edit_json(folder / "config.json", tie_word_embeddings=True)
+    """Likewise, of two layers, with its embeddings for a head, as Qwen2 of 0.5B has them."""
+    folder = shortened(reference_folder, tmp_path_factory.mktemp("tied") / "checkpoint", layers=2)
+    edit_json(folder / "config.json", tie_word_embeddings=True, vlm_num_layers=2)
     tensors = load_file(folder / "model.safetensors")
     del tensors["lm_head.weight"]
+    fused = "model.diffusion_connector.fusion.layer_weights"
+    tensors[fused] = tensors[fused][:2]
     save_file(tensors, folder / "model.safetensors")
     return Checkpoint.open(folder)
 
 
-def shortened(folder: Path, out: Path) -> Path:
-    """A copy of a checkpoint at ``out`` with half of the LLM's layers and one of the DiT's."""
+def shortened(folder: Path, out: Path, layers: int | None = None) -> Path:
+    """A copy of a checkpoint at ``out`` with half of the LLM's layers, or so many, and one of the DiT's."""
     shutil.copytree(folder, out)
     config = json.loads((out / "config.json").read_text())
-    kept = config["num_hidden_layers"] // 2
+    kept = layers or config["num_hidden_layers"] // 2
     edit_json(out / "config.json", num_hidden_layers=kept, layer_types=config["layer_types"][:kept])
     edit_json(out / "diffusion" / "transformer" / "config.json", num_layers=1)
     tensors = {
@@ -158,8 +164,21 @@ def edit_json(path: Path, **changes: Any) -> None:
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> SharedExports:
     """What any process of the session has exported, for all of them."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        load_converters()
     own = tmp_path_factory.getbasetemp()
     return SharedExports((own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared")
+
+
+def load_converters() -> None:
+    """Imports what lowers, and sets the millions of objects that this leaves apart from garbage collection.
+
+    coremltools and the product collect after every component, which took a sixth of an export's time.
+    """
+    for name in ("coremltools", "litert_torch", "onnxruntime", "onnxscript"):
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

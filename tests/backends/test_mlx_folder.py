@@ -181,7 +181,8 @@ def test_mlx_restores_what_we_do(lowered: Lower) -> None:
 
 def levels(folder: Path, checkpoint: Checkpoint) -> dict[str, float]:
     """How near embed, prefill and decode of the folder are to PyTorch's, in decibels."""
-    executor, torch_runner = LanguageExecutor(folder, 4), TorchRunner.of(checkpoint, "llm")
+    layers = checkpoint.config.conditioning_layers
+    executor, torch_runner = LanguageExecutor(folder, layers), TorchRunner.of(checkpoint, "llm")
     ids = np.array([[5, 99, 402, 17, 230]], np.int32)
     found = {}
     wanted = torch_runner.run("embed", {"input_ids": ids})
