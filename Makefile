@@ -2,7 +2,8 @@
 # make demo    a small trained checkpoint to a verified bundle on three platforms, its report, its pictures
 # make test    the whole test suite, in WORKERS processes (2); prints the slowest twenty
 # make test-fast  the tests that need no export and no golden
-# make readers TensorFlow and optimum, in an environment of their own, read the demo's bundle
+# make readers TensorFlow, OpenVINO, optimum and the oldest runtimes, in an environment of their own, read the demo's bundle
+# make conformance  coremltools' own tests, predicted by the MIL interpreter: a table by operator
 # make golden  the demo's golden anew, and how far it was from it; 'make golden-check' only says that
 # make demo-checkpoint  trains the demo's checkpoint again
 # make check   lint, format and types
@@ -20,7 +21,7 @@ PROMPT := --prompt "a red circle to the left of a blue square"
 READERS := .venv-readers
 TRAINING := training
 
-.PHONY: setup demo golden golden-check demo-checkpoint test test-fast readers check format clean
+.PHONY: setup demo golden golden-check demo-checkpoint test test-fast readers conformance check format clean
 
 setup: $(VENV)/.ready
 
@@ -92,14 +93,21 @@ test-fast: setup
 # optimum needs a transformers before 5, TensorFlow its own protobuf: neither can live with the converters.
 $(READERS)/.ready: tests/readers/requirements.txt
 	@test -x $(READERS)/bin/python || $(PYTHON) -m venv $(READERS)
-	@echo "installing TensorFlow and optimum (a few minutes the first time) …"
+	@echo "installing TensorFlow, OpenVINO and optimum (a few minutes the first time) …"
 	@$(READERS)/bin/python -m pip install -qq --disable-pip-version-check -r tests/readers/requirements.txt
 	@touch $@
 
 readers: $(READERS)/.ready
 	@test -f $(DEMO)/bundle/manifest.json || $(MAKE) demo
 	$(READERS)/bin/python tests/readers/with_tensorflow.py $(DEMO)/bundle
+	$(READERS)/bin/python tests/readers/with_openvino.py $(DEMO)/bundle
 	$(READERS)/bin/python tests/readers/with_optimum.py $(DEMO)/bundle
+	$(READERS)/bin/python tests/readers/with_runtimes.py $(DEMO)/bundle
+
+# About ten minutes; CASES=0 runs every case of every test, for hours.
+CASES := 2
+conformance: setup
+	$(BIN)/python benchmarks/conformance.py --cases $(CASES) --workers $(WORKERS)
 
 check: setup
 	$(BIN)/ruff check .

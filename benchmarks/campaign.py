@@ -163,6 +163,7 @@ LIES: dict[str, tuple[str, Callable[[Any], object]]] = {
     "an output's dtype": ("graph", lambda graph: graph["spec"]["outputs"][0].update(dtype="int64")),
     "an output's name": ("graph", lambda graph: graph["spec"]["outputs"][0].update(name="x")),
     "an entry": ("graph", lambda graph: graph.update(entry="other")),
+    "another least runtime": ("target", lambda t: t.update(least_runtimes={"ai-edge-litert": "1.0.0"})),
     "its description": ("target", lambda entry: entry.update(description="the best")),
 }
 """What a manifest may say of a target, of a component or of its first graph."""

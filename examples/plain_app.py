@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,19 @@ class OnnxGraphs:
         return dict(zip(names, session.run(names, inputs), strict=True))
 
 
+def require(package, least):
+    """Ends where the runtime is older than the first that computes the files rightly: it need not fail."""
+
+    def numbers(text):
+        return [int(part) for part in text.split(".")[:3]]
+
+    found = version(package)
+    if numbers(found) < numbers(least):
+        sys.exit(
+            f"{package} is {found}; this bundle needs {least} or later. pip install '{package}>={least}'"
+        )
+
+
 class App:
     """One target of a bundle."""
 
@@ -57,6 +71,8 @@ class App:
         from tokenizers import Tokenizer
 
         manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["targets"][target]
+        for package, least in manifest["least_runtimes"].items():
+            require(package, least)
         self.dynamic = manifest["backend"] == "onnx"
         opened = OnnxGraphs if self.dynamic else LiteRTGraphs
         self.buckets = manifest["sequence"]["lengths"]

@@ -344,6 +344,7 @@ def _manifest(
                 description=target.description,
                 sequence=target.sequence,
                 options=target.options,
+                least_runtimes=dict(backend(target.backend).least_runtimes(target.options)),
                 components=entries[target.name],
                 chain_gate=_chain_gate(items, target.name),
             )

@@ -170,6 +170,14 @@ class Backend(Protocol):
         del options
         return ()
 
+    def least_runtimes(self, options: Mapping[str, Any]) -> Mapping[str, str]:
+        """The oldest version of each runtime that is known to compute a target's files rightly.
+
+        By the name of its package, or of the system that brings it. Of packages that version was run.
+        """
+        del options
+        return {}
+
     def constants(self, artifact: Artifact, folder: Path, component: str) -> Iterator[tuple[str, Array]]:
         """Every constant of the files by its place, one at a time: the numbers that it stands for.
 

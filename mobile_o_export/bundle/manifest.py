@@ -104,6 +104,8 @@ class TargetEntry(Strict):
     """One target of the bundle.
 
     Attributes:
+        least_runtimes: the oldest version of each runtime that computes the files rightly, by its package
+            or system.
         chain_gate: what whole chains must reach; none where every component is skipped.
     """
 
@@ -111,6 +113,7 @@ class TargetEntry(Strict):
     description: str
     sequence: Sequence
     options: dict[str, Any]
+    least_runtimes: dict[str, str] = Field(default_factory=dict)
     components: dict[PlainKey, ComponentEntry]
     chain_gate: ChainGate | None
 

@@ -15,6 +15,7 @@ from mobile_o_export.bundle.manifest import (
     CONFIG_FOLDER,
     EVALUATION_FOLDER,
     GOLDEN_FOLDER,
+    MANIFEST,
     MANIFEST_SCHEMA,
     PARITY_REPORT,
     TOKENIZER_FOLDER,
@@ -188,6 +189,8 @@ def _unfinished(folder: Path, manifest: Manifest, target: str) -> Iterator[Damag
     if not graphs:
         return
     vendor = backend(entry.backend)
+    if entry.least_runtimes != vendor.least_runtimes(entry.options):
+        yield Damage(MANIFEST, f"names other runtimes for {target} than this version does")
     with TemporaryDirectory(prefix="mobile-o-target-") as work:
         vendor.finish(Path(work), graphs, entry.options)
         shipped, again = Members(folder, BundleError), Members(Path(work), BundleError)

@@ -46,6 +46,21 @@ def app(*arguments: object, forbidden: tuple[str, ...] = ()) -> str:
     return result.stdout
 
 
+def test_an_app_ends_where_its_runtime_is_older_than_the_files_need(bundle: Path, tmp_path: Path) -> None:
+    """An old runtime need not fail: LiteRT 1.1 computed garbage and said nothing."""
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    assert {name: list(entry["least_runtimes"]) for name, entry in manifest["targets"].items()} == {
+        "coreml-ane": ["iOS", "macOS"],
+        "litert-cpu": ["ai-edge-litert"],
+        "tensorrt-orin": ["onnxruntime"],
+    }
+    manifest["targets"]["litert-cpu"]["least_runtimes"] = {"ai-edge-litert": "99.1"}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    make = runpy.run_path(str(ROOT / "examples" / "plain_app.py"))["App"]
+    with pytest.raises(SystemExit, match=r"ai-edge-litert is \S+; this bundle needs 99\.1 or later"):
+        make(tmp_path, "litert-cpu")
+
+
 WITHOUT = ("torch", "transformers", "diffusers", "mobile_o_export", "pydantic")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from mobile_o_export.parity.metrics import Array
 
 PACKAGES = ("coremltools",)
+SYSTEMS = {"iOS": "18", "macOS": "15"}
+"""What reads the specification that states and several functions need, as Apple has it; not run here."""
 
 
 class CoreMLOptions(Strict):
@@ -96,6 +98,11 @@ class CoreMLBackend(Backend):
             request,
             progress,
         )
+
+    def least_runtimes(self, options: Mapping[str, Any]) -> Mapping[str, str]:
+        """What the packages declare."""
+        del options
+        return SYSTEMS
 
     def constants(self, artifact: Artifact, folder: Path, component: str) -> Iterator[tuple[str, Array]]:
         """Constants as the MIL interpreter restores them."""

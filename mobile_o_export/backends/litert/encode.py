@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 WEIGHTED = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "EMBEDDING_LOOKUP")
 """Operators whose second operand is a weight; those are stored as fp16, as in LiteRT's own fp16 files."""
 
+CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D")
+"""Operators whose bias, the third operand, is fp16 where their filter is, as in LiteRT's own fp16 files.
+
+XNNPACK in LiteRT 1.1 to 1.3 takes it for that: one of fp32 gives garbage there, or the file does not load."""
+
 PARAMETER_AXES = {"CONV_2D": (0, 3, 1, 2), "DEPTHWISE_CONV_2D": (3, 0, 1, 2)}
 """Where such a weight, [O, H, W, I] and [1, H, W, O], has the axes of PyTorch's parameter."""
 
@@ -178,7 +183,9 @@ class Pass:
         before: dict[int, list[Any]] = {}
         after: dict[int, list[Any]] = {}
         encoded: dict[int, Found] = {}
-        for number, uses in self._constants(graph).items():
+        constants = self._constants(graph)
+        halved: set[int] = set()
+        for number, uses in constants.items():
             tensor = graph.tensors[number]
             found = self._recognise(tensor, uses[0])
             if found is not None:
@@ -186,6 +193,7 @@ class Pass:
                 self._store_integers(graph, tensor, found)
             elif self.half and any(use.kind in WEIGHTED and use.slot == 1 for use in uses):
                 self._store_half(tensor)
+                halved |= {id(use.operator) for use in uses if use.slot == 1}
             else:
                 continue
             rest = []
@@ -199,6 +207,17 @@ class Pass:
             if rest:
                 before.setdefault(id(rest[0].operator), []).append(
                     self._restoring(graph, number, rest, found)
+                )
+        for number, uses in constants.items():
+            biased = [
+                use
+                for use in uses
+                if use.slot == 2 and use.kind in CONVOLUTIONS and id(use.operator) in halved
+            ]
+            if biased:
+                half = self._half_copy(graph, graph.tensors[number])
+                before.setdefault(id(biased[0].operator), []).append(
+                    self._restoring(graph, half, biased, None)
                 )
         graph.operators = [
             operator
@@ -239,6 +258,12 @@ class Pass:
             placed = self.weights.find(self.content(tensor).transpose(axes)) if known else None
             self._recognised[key] = Found(placed, axes) if placed else None
         return self._recognised[key]
+
+    def _half_copy(self, graph: Any, tensor: Any) -> int:
+        """The number of a new fp16 tensor of a float32 constant's numbers."""
+        number = self.add_tensor(graph, tensor.name + b".half", tensor.shape, "FLOAT32", tensor.buffer)
+        self._store_half(graph.tensors[number])
+        return number
 
     def _store_half(self, tensor: Any) -> None:
         """Makes a float32 constant an fp16 one."""

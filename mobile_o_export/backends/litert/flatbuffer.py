@@ -7,16 +7,24 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from mobile_o_export.errors import ExportError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from mobile_o_export.parity.metrics import Array
 
-INLINE_BYTES = 1024
-"""Smaller buffers stay inside the flatbuffer, where LiteRT looks for metadata; others follow it."""
+PORTABLE_BYTES = 2**31 - 1
+"""A flatbuffer's offsets are signed 32-bit: a larger file loads on some hosts only."""
+
+SMALL_BYTES = 1024
+"""Smaller buffers are written among the tables, where LiteRT looks for metadata."""
 
 ALIGNMENT = 16
-"""Of a buffer that follows the flatbuffer, in bytes."""
+"""Of a buffer's content in the file, in bytes, as the schema has it."""
+
+_DATA_SLOT, _LENGTH_BYTES = 4, 4
+"""Where the table of a ``Buffer`` has its ``data``; the bytes of a vector's length, which precedes it."""
 
 RUNTIME = b"min_runtime_version"
 """Metadata: the oldest TensorFlow Lite that has each operator's version, in ``RUNTIME_BYTES``."""
@@ -34,26 +42,43 @@ def read_model(path: Path) -> Any:
 
 
 def write_model(model: Any, file: BinaryIO) -> None:
-    """Writes a ``ModelT`` whose buffers are arrays or views, which it gives up. No buffer is copied."""
+    """Writes a ``ModelT`` whose buffers are arrays or views, which it gives up. No buffer is copied.
+
+    Large buffers are vectors of the flatbuffer like any other, behind its tables. litert-torch writes them
+    behind the flatbuffer instead, where LiteRT finds them and OpenVINO 2026.4 does not.
+
+    Raises:
+        ExportError: a flatbuffer cannot be so large.
+    """
     from ai_edge_litert.schema_py_generated import Model
     from ai_edge_litert.tools import flatbuffer_utils
 
-    behind: dict[int, memoryview] = {}
+    large: dict[int, memoryview] = {}
     for index, buffer in enumerate(model.buffers):
-        if buffer.data is not None and len(content := memoryview(buffer.data).cast("B")) >= INLINE_BYTES:
-            behind[index] = content
-            # Numbers that are not the default take room, and are written below.
-            buffer.data, buffer.offset, buffer.size = None, 1, 1
+        buffer.offset = buffer.size = 0
+        if buffer.data is not None and len(content := memoryview(buffer.data).cast("B")) >= SMALL_BYTES:
+            large[index] = content
+            buffer.data = np.zeros(0, np.uint8)
     head = flatbuffer_utils.convert_object_to_bytearray(model)
-    packed = Model.GetRootAs(head)
-    end = len(head)
-    for index, content in behind.items():
-        offset = -(-end // ALIGNMENT) * ALIGNMENT
-        flatbuffer_utils.update_packed_buffer(packed.Buffers(index), offset=offset, size=len(content))
-        end = offset + len(content)
+    packed, end = Model.GetRootAs(head), len(head)
+    places: dict[int, int] = {}
+    for index, content in large.items():
+        places[index] = -(-(end + _LENGTH_BYTES) // ALIGNMENT) * ALIGNMENT
+        end = places[index] + len(content)
+    if end > PORTABLE_BYTES:
+        raise ExportError(
+            f"{end / 2**30:.2f} GiB exceed the 2 GiB that a .tflite can hold. "
+            "Give more of its weights fewer bits."
+        )
+    for index, place in places.items():
+        table = packed.Buffers(index)._tab
+        field = table.Pos + table.Offset(_DATA_SLOT)
+        # A vector is named by how far behind the field it begins.
+        head[field : field + 4] = (place - _LENGTH_BYTES - field).to_bytes(4, "little")
     end = file.write(head)
-    for content in behind.values():
-        end += file.write(bytes(-end % ALIGNMENT))
+    for index, content in large.items():
+        end += file.write(bytes(places[index] - _LENGTH_BYTES - end))
+        end += file.write(len(content).to_bytes(_LENGTH_BYTES, "little"))
         end += file.write(content)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mobile_o_export.backends import versions
 from mobile_o_export.backends.base import (
@@ -104,6 +104,10 @@ class MobileOAppBackend(Backend):
         """All of them lie together."""
         del component
         return ""
+
+    def least_runtimes(self, options: Mapping[str, Any]) -> Mapping[str, str]:
+        """What Core ML's packages declare."""
+        return COREML.least_runtimes(options)
 
     def constants(self, artifact: Artifact, folder: Path, component: str) -> Iterator[tuple[str, Array]]:
         """Packages' as Core ML's; of ``llm/`` what MLX restores."""

@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     from mobile_o_export.checkpoint import Checkpoint
     from mobile_o_export.compression.recipe import Recipe
 
-PACKAGES = ("onnx", "onnxscript", "onnx-ir", "onnxruntime")
+RUNTIME_PACKAGE = "onnxruntime"
+PACKAGES = ("onnx", "onnxscript", "onnx-ir", RUNTIME_PACKAGE)
+LEAST_RUNTIMES = {"tensorrt": "1.19.2", "any": "1.19.2", "onnxruntime": "1.23.2"}
+"""By ``operators``. Before 1.23 GatherBlockQuantized has no 8 bits, before 1.22 MatMulNBits has none."""
 
 
 class OnnxOptions(Strict):
@@ -53,6 +56,10 @@ class OnnxOptions(Strict):
         if self.operators == "tensorrt" and self.opset > TENSORRT_OPSET:
             raise ValueError(f"opset {self.opset}: TensorRT 10.3 parses up to {TENSORRT_OPSET}")
         return self
+
+
+def _operators(options: Mapping[str, Any]) -> str:
+    return check(dict(options), OnnxOptions, "[options]", ConfigError).operators
 
 
 class OnnxBackend(Backend):
@@ -154,8 +161,12 @@ class OnnxBackend(Backend):
         """The two files for TensorRT."""
         from mobile_o_export.backends.onnx import tensorrt
 
-        needed = check(dict(options), OnnxOptions, "[options]", ConfigError).operators == "tensorrt"
+        needed = _operators(options) == "tensorrt"
         return (tensorrt.PROFILES, tensorrt.BUILD_SCRIPT) if needed else ()
+
+    def least_runtimes(self, options: Mapping[str, Any]) -> Mapping[str, str]:
+        """ONNX Runtime's; no TensorRT has been run."""
+        return {RUNTIME_PACKAGE: LEAST_RUNTIMES[_operators(options)]}
 
     def constants(self, artifact: Artifact, folder: Path, component: str) -> Iterator[tuple[str, Array]]:
         """Initializers as their operators restore them."""
