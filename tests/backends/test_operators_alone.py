@@ -7,15 +7,17 @@ every picture passed. The operators are independent parts of one graph, so that 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from recipes import short_sequence
 from torch import nn
 from torch.nn import functional as F
 
+from mobile_o_export.backends.base import LowerRequest
 from mobile_o_export.backends.coreml import convert as coreml
 from mobile_o_export.backends.coreml.encode import Encoder as CoremlEncoder
 from mobile_o_export.backends.coreml.interpreter import Interpreter, Rounding, load_mlpackage
@@ -24,12 +26,18 @@ from mobile_o_export.backends.litert import convert as litert
 from mobile_o_export.backends.onnx import convert as onnx
 from mobile_o_export.backends.onnx.backend import OnnxOptions
 from mobile_o_export.backends.onnx.encode import Encoder as OnnxEncoder
+from mobile_o_export.backends.registry import backend
+from mobile_o_export.checkpoint import Checkpoint
+from mobile_o_export.components import building
 from mobile_o_export.components.base import GraphSpec
+from mobile_o_export.components.registry import COMPONENT_NAMES, component
+from mobile_o_export.compression.recipe import Recipe
 from mobile_o_export.compression.recognise import Recogniser
 from mobile_o_export.errors import LoweringError
 from mobile_o_export.model.half_safe import HALF_TINY, ScaledRMSNorm, scaled_linear_attention
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.quiet import captured
+from mobile_o_export.targets import load_target
 from mobile_o_export.tensors import DType, Role, TensorSpec
 
 pytestmark = pytest.mark.slow
@@ -138,6 +146,16 @@ OPERATORS: dict[str, Operator] = {
     "permutation": lambda x: x["image"].permute(0, 2, 3, 1),
     "view": lambda x: x["image"].reshape(1, 16, 72),
     "new axis": lambda x: x["wide"].unsqueeze(1) * 2,
+    "negation": lambda x: -x["wide"],
+    "square": lambda x: (x["angles"] / 9).pow(2),
+    "minimum": lambda x: torch.minimum(x["wide"], x["angles"]),
+    "choice": lambda x: torch.where(x["wide"] > x["angles"], x["wide"], x["positive"]),
+    "equality": lambda x: (x["wide"] == x["rows"]).float(),
+    "padding": lambda x: F.pad(x["image"], (1, 2, 0, 3)),
+    "one of an axis": lambda x: x["image"].select(1, 3),
+    "some of an axis": lambda x: x["wide"].index_select(1, torch.tensor([4, 0, 2])),
+    "stack": lambda x: torch.stack([x["wide"], x["rows"]], dim=1),
+    "part replaced": lambda x: x["wide"].slice_scatter(x["rows"][:, :2], 1, 1, 3),
 }
 
 
@@ -261,6 +279,38 @@ def test_an_operator_is_right_over_its_whole_range(
     assert np.isfinite(error).all()
     worst = np.unravel_index(np.argmax(error - allowed), error.shape)
     assert (error <= allowed).all(), f"{found[operator][worst]} for {right[worst]}"
+
+
+# --- what components are made of ---
+
+SHAPES_ALONE = frozenset({"arange", "ones", "clone", "copy", "_unsafe_view"})
+"""Operators that compute nothing of an input: constants, and what only moves numbers."""
+
+
+def operators_of(module: nn.Module, inputs: Sequence[TensorSpec], typical: Mapping[str, int]) -> set[str]:
+    """The names of the operators that converters are given."""
+    given = [building.example(one.bind(typical)) for one in inputs]
+    examples = tuple(value.float() if value.is_floating_point() else value for value in given)
+    with captured("operators"), torch.no_grad():
+        program = torch.export.export(module.eval(), examples).run_decompositions({})
+    return {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+
+
+@pytest.mark.parametrize("name", ["coreml-ane", "litert-cpu", "litert-gpu", "onnx-cpu"])
+def test_components_hold_no_operator_that_was_not_tried_alone(
+    brief_checkpoint: Checkpoint, name: str
+) -> None:
+    tried = operators_of(Alone(), INPUTS, {})
+    target = load_target(name)
+    plain = Recipe(floating=target.floating, default=target.floating)
+    for part in map(component, COMPONENT_NAMES):
+        request = LowerRequest(name, part, plain, short_sequence(target), target.options)
+        options = backend(target.backend).graph_options(request)
+        module = part.prepare(part.load(brief_checkpoint), options)
+        for one in part.graphs(brief_checkpoint, options):
+            extents = {letter: e.typical for p in one.profiles for letter, e in p.extents.items()}
+            found = operators_of(part.graph(module, one, options), one.inputs, extents) - tried
+            assert {each for each in found if each.split(".")[1] not in SHAPES_ALONE} == set(), one.name
 
 
 # --- what coremltools misreads ---
