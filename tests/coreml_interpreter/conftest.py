@@ -123,3 +123,16 @@ def check(evaluate):
                 np.testing.assert_array_equal(got, wanted)
 
     return compare
+
+
+@pytest.fixture
+def evaluated(build_program, save_program, tmp_path):
+    """What an operator makes of inputs in fp32, in a package of its own; its first result."""
+
+    def run(operator, inputs, opset="iOS18"):
+        path = tmp_path / "one.mlpackage"
+        save_program(build_program(inputs, {"it": operator}, opset), path)
+        function = load_mlpackage(path).functions["main"]
+        return Interpreter(function, component="one", rounding=Rounding.FP32).run(inputs)["out_it_0"]
+
+    return run

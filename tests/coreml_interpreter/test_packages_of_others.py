@@ -8,32 +8,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from mobile_o_export.backends.coreml.interpreter import (
     DamagedPackageError,
     EvaluationError,
+    InputError,
     Interpreter,
     Rounding,
     load_mlpackage,
 )
+from mobile_o_export.backends.coreml.interpreter.description import ImagePort
 
 mb = pytest.importorskip("coremltools.converters.mil").Builder
 
 X = {"x": np.arange(24, dtype=np.float32).reshape(1, 3, 2, 4)}
-
-
-@pytest.fixture
-def evaluated(build_program: Any, save_program: Any, tmp_path: Path) -> Any:
-    """What an operator makes of inputs, in a package of its own."""
-
-    def run(operator: Any, inputs: dict[str, np.ndarray], opset: str = "iOS18") -> np.ndarray:
-        path = tmp_path / "one.mlpackage"
-        save_program(build_program(inputs, {"it": operator}, opset), path)
-        function = load_mlpackage(path).functions["main"]
-        outputs = Interpreter(function, component="one", rounding=Rounding.FP32).run(inputs)
-        return np.asarray(outputs["out_it_0"])
-
-    return run
 
 
 # --- operators ---
@@ -194,3 +184,47 @@ def test_any_rank_fits_a_type_without_one() -> None:
     assert all(found.fits(shape) for shape in ((), (3,), (2, 3, 4)))
     proto.tensorType.dimensions[0].unknown.variadic = False
     assert [type_from_proto(proto).fits(shape) for shape in ((), (3,), (2, 3))] == [False, True, False]
+
+
+# --- shapes ---
+
+
+@pytest.mark.parametrize(
+    ("make", "allowed", "refused", "message"),
+    [
+        (lambda ct: ct.RangeDim(2, 4), [2, 4], [1, 5], "is 2 to 4 × 3 to 3, not"),
+        (lambda ct: ct.EnumeratedShapes([(2, 3), (5, 3)]), [2, 5], [3, 4], r"is \(2, 3\) or \(5, 3\), not"),
+    ],
+)
+def test_a_shape_that_the_package_does_not_declare_is_refused(
+    silent: Any, tmp_path: Path, make: Any, allowed: list[int], refused: list[int], message: str
+) -> None:
+    path = tmp_path / "flexible.mlpackage"
+    with silent():
+        import coremltools as ct
+
+        given = make(ct)
+        shape = given if isinstance(given, ct.EnumeratedShapes) else (given, 3)
+        model = ct.convert(
+            torch.jit.trace(torch.nn.ReLU(), torch.ones(2, 3)),
+            inputs=[ct.TensorType("x", shape)],
+            outputs=[ct.TensorType("y")],
+            minimum_deployment_target=ct.target.iOS18,
+            compute_precision=ct.precision.FLOAT32,
+            skip_model_load=True,
+        )
+        model.save(str(path))
+    interpreter = Interpreter(load_mlpackage(path).functions["main"], component="flexible")
+    for rows in allowed:
+        x = np.full((rows, 3), -1, np.float32)
+        assert interpreter.run({"x": x})["y"].shape == (rows, 3)
+    for rows in refused:
+        with pytest.raises(InputError, match=message):
+            interpreter.run({"x": np.zeros((rows, 3), np.float32)})
+
+
+def test_a_greyscale_picture_of_fp16_keeps_its_fractions() -> None:
+    port = ImagePort("GRAYSCALE_FLOAT16", 1, 2, flexible=False)
+    picture = Image.fromarray(np.array([[0.25, 300.5]], np.float32))
+    assert port.array(picture).tolist() == [[[[0.25, 300.5]]]]
+    assert ImagePort("GRAYSCALE", 1, 2, flexible=False).array(picture).tolist() == [[[[0, 255]]]]

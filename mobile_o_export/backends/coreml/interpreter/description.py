@@ -6,7 +6,7 @@ an interpreter that read the program alone would never notice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,20 @@ ARRAY_TYPES = {65552: "float16", 65568: "float32", 65600: "float64", 131104: "in
 """Core ML's ``ArrayFeatureType.ArrayDataType`` → MIL's type."""
 
 
-def require_described(description: Any, program: MilProgram) -> dict[str, dict[str, ImagePort]]:
+@dataclass(frozen=True)
+class Interface:
+    """What a package declares of one function beyond what its program says.
+
+    Attributes:
+        images: the inputs that are pictures.
+        limits: which shapes flexible inputs may have.
+    """
+
+    images: Mapping[str, ImagePort]
+    limits: Mapping[str, Limits]
+
+
+def require_described(description: Any, program: MilProgram) -> dict[str, Interface]:
     """Compares the declared interface with the program's.
 
     Args:
@@ -32,7 +45,7 @@ def require_described(description: Any, program: MilProgram) -> dict[str, dict[s
         program: what the package runs.
 
     Returns:
-        Which inputs of each function are declared as pictures.
+        What is declared of each function.
 
     Raises:
         DamagedPackageError: the two differ.
@@ -43,13 +56,19 @@ def require_described(description: Any, program: MilProgram) -> dict[str, dict[s
             f"{program.path} declares the functions {', '.join(sorted(declared))} but holds "
             f"{', '.join(sorted(program.functions))}; export it again"
         )
-    images = {}
+    interfaces = {}
     for name, interface in declared.items():
         function = program.functions[name]
-        images[name] = _require_equal(function, "inputs", interface.input, function.inputs)
+        images = _require_equal(function, "inputs", interface.input, function.inputs)
         _require_equal(function, "outputs", interface.output, function.outputs)
         _require_equal(function, "states", interface.state, function.states)
-    return images
+        limits = {
+            feature.name: found
+            for feature in interface.input
+            if (found := Limits.of(feature.type.multiArrayType)) is not None
+        }
+        interfaces[name] = Interface(images, limits)
+    return interfaces
 
 
 def _require_equal(
@@ -66,6 +85,13 @@ def _require_equal(
         )
     for name, port in actual.items():
         array = declared[name]
+        if isinstance(array, str):
+            if array != port.dtype:
+                raise DamagedPackageError(
+                    f"{function.package}: function {function.name} declares {name} as a {array} but it is a "
+                    f"{port.dtype}; export it again"
+                )
+            continue
         if isinstance(array, ImagePort):
             if not array.fits(port):
                 raise DamagedPackageError(
@@ -81,6 +107,46 @@ def _require_equal(
                 f"it is {port.dtype} {list(port.shape)}; export it again"
             )
     return {name: port for name, port in declared.items() if isinstance(port, ImagePort)}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The shapes that an input may have, where it may have several: each of these, or any within bounds.
+
+    Attributes:
+        shapes: the shapes; empty where there are bounds.
+        bounds: least and largest size of each axis; None for no largest.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    bounds: tuple[tuple[int, int | None], ...]
+
+    @classmethod
+    def of(cls, array: Any) -> Limits | None:
+        """Those of an ``ArrayFeatureType`` message; None where it has one shape."""
+        match array.WhichOneof("ShapeFlexibility"):
+            case "enumeratedShapes":
+                return cls(tuple(tuple(one.shape) for one in array.enumeratedShapes.shapes), ())
+            case "shapeRange":
+                ranges = array.shapeRange.sizeRanges
+                # A negative upper bound stands for none.
+                bounds = ((one.lowerBound, one.upperBound if one.upperBound >= 0 else None) for one in ranges)
+                return cls((), tuple(bounds))
+        return None
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether an input may have ``shape``."""
+        if self.shapes:
+            return shape in self.shapes
+        return len(shape) == len(self.bounds) and all(
+            least <= size and (most is None or size <= most)
+            for size, (least, most) in zip(shape, self.bounds, strict=True)
+        )
+
+    def __str__(self) -> str:
+        if self.shapes:
+            return " or ".join(map(str, self.shapes))
+        return " × ".join(f"{least} to {'any' if most is None else most}" for least, most in self.bounds)
 
 
 @dataclass(frozen=True)
@@ -114,7 +180,9 @@ class ImagePort:
                 f"the picture has {width} × {height} pixels, and the package takes {self.width} × "
                 f"{self.height}. Scale it first."
             )
-        values = np.asarray(picture.convert("RGB" if self.channels == 3 else "L"), np.float32)
+        # A greyscale one of fp16 has fractions.
+        modes = {"GRAYSCALE": "L", "GRAYSCALE_FLOAT16": "F"}
+        values = np.asarray(picture.convert(modes.get(self.colours, "RGB")), np.float32)
         planes = values.reshape(*values.shape[:2], self.channels).transpose(2, 0, 1)
         return np.ascontiguousarray(planes[::-1] if self.colours == "BGR" else planes)[None]
 
@@ -127,11 +195,21 @@ class ImagePort:
         return f"a picture of {self.channels} channels, {self.height} × {self.width}"
 
 
+COLOURS = {10: "GRAYSCALE", 20: "RGB", 30: "BGR", 40: "GRAYSCALE_FLOAT16"}
+"""Core ML's ``ImageFeatureType.ColorSpace``."""
+
+OTHERS = {"stringType": "string", "int64Type": "int64", "dictionaryType": "dictionary"}
+"""What a classifier gives: the declaration's name of a type → the program's."""
+
+
 def _array(feature: Any) -> Any:
+    """What a feature declares: an array, a picture, or the name of another type."""
     kind = feature.type
+    if kind.WhichOneof("Type") in OTHERS:
+        return OTHERS[kind.WhichOneof("Type")]
     if kind.WhichOneof("Type") == "imageType":
         image = kind.imageType
         flexible = image.WhichOneof("SizeFlexibility") is not None
-        colours = type(image).ColorSpace.Name(image.colorSpace)
+        colours = COLOURS.get(image.colorSpace, f"colour space {image.colorSpace}")
         return ImagePort(colours, image.height, image.width, flexible)
     return kind.stateType.arrayType if kind.WhichOneof("Type") == "stateType" else kind.multiArrayType

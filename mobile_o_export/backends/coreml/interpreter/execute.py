@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mobile_o_export.backends.coreml.interpreter.plan import Plan, Source, Step
-    from mobile_o_export.backends.coreml.interpreter.registry import Implementation, Value
+    from mobile_o_export.backends.coreml.interpreter.registry import Held, Implementation, Value
 
 State = dict[str, "Tensor"]
 """States by name. A run replaces entries and never writes into a tensor, so ``dict(state)`` is a snapshot."""
@@ -72,8 +72,10 @@ class Interpreter:
         *,
         state: State | None = None,
         also: Collection[str] = (),
-    ) -> dict[str, NDArray[Any]]:
+    ) -> dict[str, Any]:
         """The function's outputs by name, in their declared types (fp16 as fp32 under ``Rounding.FP32``).
+
+        A classifier gives its class as a ``str`` or ``int``, and a dictionary of each class's probability.
 
         ``inputs`` holds one array an input, of its shape and type; under ``Rounding.FP32`` an fp16
         input may come as fp32. An input that the package declares as a picture may come as one of Pillow's.
@@ -87,26 +89,22 @@ class Interpreter:
         """
         import torch
 
-        from mobile_o_export.backends.coreml.interpreter.values import from_numpy, settle, to_numpy
+        from mobile_o_export.backends.coreml.interpreter.values import from_numpy, settle
 
         arrays = self._arrays(inputs)
         self._check(arrays, state)
         kinds = self._kinds(also)
-        environment: dict[str, Tensor] = {}
-        kept: dict[str, Tensor | None] = dict.fromkeys(also)
+        environment: dict[str, Held] = {}
+        kept: dict[str, Held | None] = dict.fromkeys(also)
         with torch.no_grad():
             for port in self.function.inputs:
                 given = arrays[port.name]
                 held = from_numpy(np.ascontiguousarray(given).reshape(given.shape))
                 environment[port.name] = settle(held, port.dtype, self.rounding)
             results = self._run(self._plan, environment, state if state is not None else {}, kept)
-        found = {
-            name: to_numpy(value, kinds[name], self.rounding)
-            for name, value in kept.items()
-            if value is not None
-        }
+        found = {name: self._given(value, kinds[name]) for name, value in kept.items() if value is not None}
         return found | {
-            port.name: to_numpy(value, port.dtype, self.rounding)
+            port.name: self._given(value, port.dtype)
             for port, value in zip(self.function.outputs, results, strict=True)
         }
 
@@ -122,6 +120,15 @@ class Interpreter:
         for source in derived_sources(self._plan, set() if seen is None else seen):
             kind = source.operation.outputs[source.output].type.dtype
             yield source.operation.name, to_numpy(self._tensor(source, {}), kind, self.rounding)
+
+    def _given(self, value: Held, dtype: str) -> Any:
+        """A result as its caller gets it."""
+        from mobile_o_export.backends.coreml.interpreter.registry import Labels, TensorList
+        from mobile_o_export.backends.coreml.interpreter.values import to_numpy, to_python
+
+        if isinstance(value, TensorList):
+            raise InputError(f"{self._where}: a list is no result that can be given; ask for its elements")
+        return to_python(value) if isinstance(value, Labels) else to_numpy(value, dtype, self.rounding)
 
     @property
     def _where(self) -> str:
@@ -161,6 +168,9 @@ class Interpreter:
         for port in self.function.inputs:
             array = inputs[port.name]
             self._check_shape("input", port, tuple(array.shape))
+            limits = self.function.limits.get(port.name)
+            if limits is not None and not limits.fits(tuple(array.shape)):
+                raise InputError(f"input {port.name!r} of {self._where} is {limits}, not {array.shape}")
             accepted = {port.dtype}
             if self.rounding is Rounding.FP32 and port.dtype == "float16":
                 accepted.add("float32")
@@ -180,10 +190,10 @@ class Interpreter:
     def _run(
         self,
         plan: Plan,
-        environment: dict[str, Tensor],
+        environment: dict[str, Held],
         state: State,
-        kept: dict[str, Tensor | None] | None = None,
-    ) -> list[Tensor]:
+        kept: dict[str, Held | None] | None = None,
+    ) -> list[Held]:
         """The plan's results; ``environment`` loses a variable after its last use, ``kept`` keeps its own."""
         for step in plan.steps:
             # No local name may hold a result: it would outlive its last use by one step.
@@ -193,9 +203,9 @@ class Interpreter:
                 kept.update({name: environment[name] for name in names if name in kept})
             for name in step.frees:
                 environment.pop(name, None)
-        return [self._tensor(source, environment) for source in plan.outputs]
+        return [self._held(source, environment) for source in plan.outputs]
 
-    def _evaluate(self, step: Step, environment: dict[str, Tensor], state: State) -> tuple[Tensor, ...]:
+    def _evaluate(self, step: Step, environment: dict[str, Held], state: State) -> tuple[Held, ...]:
         operation = step.operation
         try:
             if step.implementation is None:
@@ -216,11 +226,13 @@ class Interpreter:
         operation: Operation,
         implementation: Implementation,
         sources: Mapping[str, tuple[Source, ...]],
-        environment: Mapping[str, Tensor],
+        environment: Mapping[str, Held],
         *,
         keep: bool,
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Held, ...]:
         """The operation's results; ``keep`` is of its constants."""
+        import torch
+
         from mobile_o_export.backends.coreml.interpreter.registry import Call
         from mobile_o_export.backends.coreml.interpreter.values import held_dtype, settle
 
@@ -236,8 +248,11 @@ class Interpreter:
                 f"op {operation.type!r} ({operation.name}) in {self._where} gave {len(results)} results, "
                 f"the program declares {len(types)}"
             )
-        settled: list[Tensor] = []
+        settled: list[Held] = []
         for value, declared in zip(results, types, strict=True):
+            if not isinstance(value, torch.Tensor):
+                settled.append(value)
+                continue
             if not declared.fits(tuple(value.shape)):
                 raise EvaluationError(
                     f"op {operation.type!r} ({operation.name}) in {self._where} gave the shape "
@@ -247,7 +262,7 @@ class Interpreter:
             settled.append(value if exact else settle(value, declared.dtype, self.rounding))
         return tuple(settled)
 
-    def _control(self, step: Step, environment: dict[str, Tensor], state: State) -> tuple[Tensor, ...]:
+    def _control(self, step: Step, environment: dict[str, Held], state: State) -> tuple[Held, ...]:
         """The operations that touch states or run blocks."""
         kind = step.operation.type
         if kind in ("read_state", "write_state"):
@@ -264,25 +279,38 @@ class Interpreter:
             branch = step.blocks[0] if bool(self._tensor(predicate, environment)) else step.blocks[1]
             return tuple(self._run(branch, dict(environment), state))
         test, body = step.blocks
-        values = [self._tensor(source, environment) for source in step.inputs["loop_vars"]]
+        values = [self._held(source, environment) for source in step.inputs["loop_vars"]]
         while True:
             entered = {**environment, **dict(zip(test.inputs, values, strict=True))}
             (again,) = self._run(test, entered, state)
-            if not bool(again):
+            if not again:
                 return tuple(values)
             entered = {**environment, **dict(zip(body.inputs, values, strict=True))}
             values = self._run(body, entered, state)
 
-    def _value(self, source: Source, environment: Mapping[str, Tensor], *, keep: bool) -> Value:
-        if isinstance(source, Constant) and source.type.dtype == STRING:
-            if isinstance(source.source, ImmediateSource) and isinstance(source.source.value, str):
-                return source.source.value
-            raise EvaluationError(f"{self._where} uses a tensor of strings, which nothing here reads")
-        return self._tensor(source, environment, keep=keep)
+    def _value(self, source: Source, environment: Mapping[str, Held], *, keep: bool) -> Value:
+        if isinstance(source, Constant) and isinstance(source.source, ImmediateSource):
+            given = source.source.value
+            if isinstance(given, str):
+                return given
+            if isinstance(given, tuple):
+                from mobile_o_export.backends.coreml.interpreter.registry import Labels
 
-    def _tensor(
-        self, source: Source, environment: Mapping[str, Tensor], *, keep: bool | None = None
-    ) -> Tensor:
+                return Labels(given)
+            if source.type.dtype == STRING:
+                raise EvaluationError(f"{self._where} uses a tensor of strings, which nothing here reads")
+        return self._held(source, environment, keep=keep)
+
+    def _tensor(self, source: Source, environment: Mapping[str, Held], *, keep: bool | None = None) -> Tensor:
+        """A variable or constant that has to be a tensor."""
+        import torch
+
+        value = self._held(source, environment, keep=keep)
+        if not isinstance(value, torch.Tensor):
+            raise EvaluationError(f"{self._where} uses a list where a tensor belongs")
+        return value
+
+    def _held(self, source: Source, environment: Mapping[str, Held], *, keep: bool | None = None) -> Held:
         """A variable or constant; ``keep`` is of constants, by default as the interpreter was told."""
         from mobile_o_export.backends.coreml.interpreter.plan import Derived
 
@@ -294,8 +322,9 @@ class Interpreter:
             derived = source
 
             def decompress() -> tuple[Tensor, ...]:
-                # What it is restored from is not asked for again.
-                return self._call(derived.operation, derived.implementation, derived.inputs, {}, keep=False)
+                # What it is restored from is not asked for again; a constexpr operation gives tensors.
+                made = self._call(derived.operation, derived.implementation, derived.inputs, {}, keep=False)
+                return cast("tuple[Tensor, ...]", made)
 
             # Rounded and unrounded weights differ, so interpreters of either kind keep their own.
             return store.derived((derived.key, self.rounding), decompress, keep=keep)[derived.output]

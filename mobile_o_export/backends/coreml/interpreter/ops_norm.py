@@ -66,6 +66,7 @@ def _l2_norm(call: Call) -> Result:
 
 @implements("local_response_norm", "x size", "alpha beta k")
 def _local_response_norm(call: Call) -> Result:
+    """As the documentation has it, over axis 1; a test of coremltools expects other numbers of [1, 3, 2]."""
     return functional.local_response_norm(
         call.tensor("x"),
         call.integer("size", 1),

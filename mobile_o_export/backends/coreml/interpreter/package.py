@@ -8,10 +8,10 @@ from typing import Any
 
 from mobile_o_export.backends.coreml.interpreter.description import require_described
 from mobile_o_export.backends.coreml.interpreter.errors import DamagedPackageError
+from mobile_o_export.backends.coreml.interpreter.messages import model_message
 from mobile_o_export.backends.coreml.interpreter.program import MilProgram, program_from_proto
 from mobile_o_export.backends.coreml.interpreter.weights import WeightStore
 from mobile_o_export.members import MemberName, Members
-from mobile_o_export.quiet import quiet_vendor
 from mobile_o_export.strict import parse_json
 
 _REMEDY = "Export it again."
@@ -35,8 +35,11 @@ def load_mlpackage(path: Path) -> MilProgram:
         raise DamagedPackageError(f"{path} holds a {kind or 'empty'} model, not an ML Program")
     store = WeightStore(model_path.parent, path)
     program = program_from_proto(proto.mlProgram, path, store)
-    images = require_described(proto.description, program)
-    functions = {name: replace(function, images=images[name]) for name, function in program.functions.items()}
+    interfaces = require_described(proto.description, program)
+    functions = {
+        name: replace(function, images=interfaces[name].images, limits=interfaces[name].limits)
+        for name, function in program.functions.items()
+    }
     return replace(program, functions=functions)
 
 
@@ -59,10 +62,9 @@ def root_model_path(path: Path) -> Path:
 
 
 def _parse(model_path: Path) -> Any:
-    with quiet_vendor():
-        from coremltools.proto import Model_pb2
-        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-    model = Model_pb2.Model()
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    model = model_message()()
     try:
         model.ParseFromString(Members(model_path.parent, DamagedPackageError, _REMEDY).read(model_path.name))
     except DecodeError as error:

@@ -12,7 +12,7 @@ from mobile_o_export.backends.coreml.interpreter.tensor_type import Port, Tensor
 from mobile_o_export.backends.coreml.interpreter.weights import Constant, WeightStore
 
 if TYPE_CHECKING:
-    from mobile_o_export.backends.coreml.interpreter.description import ImagePort
+    from mobile_o_export.backends.coreml.interpreter.description import ImagePort, Limits
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,10 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class MilFunction:
-    """One function of a package: its signature and its code; ``images`` says which inputs are pictures."""
+    """One function of a package: its signature and its code.
+
+    ``images`` says which inputs are pictures, ``limits`` which shapes those of several shapes may have.
+    """
 
     name: str
     opset: str
@@ -66,6 +69,7 @@ class MilFunction:
     package: Path
     weights: WeightStore = field(repr=False)
     images: Mapping[str, ImagePort] = field(default_factory=dict)
+    limits: Mapping[str, Limits] = field(default_factory=dict)
 
     def op_counts(self) -> dict[str, int]:
         """How often each type of operation occurs, nested blocks included, most frequent first."""

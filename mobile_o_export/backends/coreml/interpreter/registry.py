@@ -4,14 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import Tensor
 
 from mobile_o_export.backends.coreml.interpreter.errors import EvaluationError, UnsupportedOpError
 from mobile_o_export.backends.coreml.interpreter.tensor_type import TensorType
 
-Value = Tensor | str
-Result = Tensor | tuple[Tensor, ...]
+
+@dataclass(frozen=True, eq=False)
+class TensorList:
+    """A list of tensors; None stands for an element that nothing has written yet."""
+
+    elements: tuple[Tensor | None, ...]
+    dynamic: bool
+    """Whether it grows when something is written behind its end."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Names or numbers of classes, and the probability of each where a classifier gives them."""
+
+    names: tuple[str | int, ...]
+    probabilities: tuple[float, ...] | None = None
+
+
+Other = TypeVar("Other", TensorList, Labels)
+
+Held = Tensor | TensorList | Labels
+"""What a variable may be."""
+
+Value = Held | str
+Result = Held | tuple[Held, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +67,20 @@ class Call:
         if not values or len(found) != len(values):
             raise EvaluationError(f"{self.op_type} {self.op_name} lacks the tensor {name!r}")
         return found
+
+    def tensor_list(self, name: str) -> TensorList:
+        """The list given for ``name``."""
+        return self._other(name, TensorList, "list")
+
+    def labels(self, name: str) -> tuple[str | int, ...]:
+        """The classes given for ``name``."""
+        return self._other(name, Labels, "list of classes").names
+
+    def _other(self, name: str, kind: type[Other], what: str) -> Other:
+        (value,) = self.arguments[name]
+        if not isinstance(value, kind):
+            raise EvaluationError(f"{self.op_type} {self.op_name}: {name!r} is no {what}")
+        return value
 
     def text(self, name: str, default: str) -> str:
         """The string given for ``name``, or ``default``."""
@@ -82,20 +120,26 @@ class Implementation:
     """A function for one op, and the parameters it knows.
 
     ``moves_data`` marks ops whose results are elements of their inputs: nothing to round, and a view
-    may stay a view.
+    may stay a view. ``other_results`` marks ops that give something else than tensors.
     """
 
     evaluate: Evaluate
     required: frozenset[str]
     optional: frozenset[str]
     moves_data: bool
+    other_results: bool
 
 
 OPS: dict[str, Implementation] = {}
 
 
 def implements(
-    op_type: str, required: str, optional: str = "", *, moves_data: bool = False
+    op_type: str,
+    required: str,
+    optional: str = "",
+    *,
+    moves_data: bool = False,
+    other_results: bool = False,
 ) -> Callable[[Evaluate], Evaluate]:
     """Register the decorated function for ``op_type``; parameter names are separated by blanks."""
 
@@ -103,7 +147,7 @@ def implements(
         if op_type in OPS:
             raise ValueError(f"{op_type} is implemented twice")
         OPS[op_type] = Implementation(
-            evaluate, frozenset(required.split()), frozenset(optional.split()), moves_data
+            evaluate, frozenset(required.split()), frozenset(optional.split()), moves_data, other_results
         )
         return evaluate
 

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mobile_o_export.backends.coreml.interpreter.registry import Labels
 from mobile_o_export.backends.coreml.interpreter.rounding import Rounding
 from mobile_o_export.backends.coreml.interpreter.tensor_type import ELEMENT_TYPES
 
@@ -60,6 +61,13 @@ def to_numpy(value: Tensor, dtype: str, rounding: Rounding) -> NDArray[Any]:
         with np.errstate(over="ignore"):
             return array.astype(np.float16)
     return array.astype(np.dtype(ELEMENT_TYPES[dtype].numpy))
+
+
+def to_python(labels: Labels) -> str | int | dict[str | int, float]:
+    """A class's name or number, or the probability of each class: what Core ML hands to an app."""
+    if labels.probabilities is None:
+        return labels.names[0]
+    return dict(zip(labels.names, labels.probabilities, strict=True))
 
 
 def settle(value: Tensor, dtype: str, rounding: Rounding) -> Tensor:

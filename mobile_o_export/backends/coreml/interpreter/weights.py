@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _MODEL_PATH = "@model_path/"
 
+Immediate = NDArray[np.generic] | str | tuple[str | int, ...]
+
 
 @dataclass(frozen=True)
 class BlobSource:
@@ -37,9 +39,9 @@ class BlobSource:
 
 @dataclass(frozen=True, eq=False)
 class ImmediateSource:
-    """A constant whose value stands in the program itself: an array, or a string."""
+    """A constant whose value stands in the program itself: an array, a string, or a list of classes."""
 
-    value: NDArray[np.generic] | str
+    value: Immediate
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +96,7 @@ class WeightStore:
             raise DamagedPackageError(
                 f"{self._package}: constant {what} does not hold the {declared} it declares: {error}"
             ) from error
-        content = value if isinstance(value, str) else value.tobytes()
+        content = value.tobytes() if isinstance(value, np.ndarray) else value
         return Constant(declared, ImmediateSource(value), ("immediate", declared, content))
 
     def tensor(self, constant: Constant, *, keep: bool) -> torch.Tensor:
@@ -123,8 +125,8 @@ class WeightStore:
         """The constant as stored (fp16 stays fp16, sub-byte integers one a byte), a view where possible."""
         if isinstance(constant.source, BlobSource):
             return self._file(constant.source.file).read(constant.source.offset, constant.type)
-        if isinstance(constant.source.value, str):
-            raise UnsupportedOpError(f"{self._package}: a string constant is used where a tensor belongs")
+        if not isinstance(constant.source.value, np.ndarray):
+            raise UnsupportedOpError(f"{self._package}: a constant {constant.type} is used as a tensor")
         return constant.source.value
 
     def _file(self, name: str) -> WeightFile:
@@ -139,14 +141,16 @@ class WeightStore:
         return self._files[name]
 
 
-def _immediate(proto: Any, declared: TensorType) -> NDArray[np.generic] | str:
+def _immediate(proto: Any, declared: TensorType) -> Immediate:
     """The value of an ``ImmediateValue`` message.
 
     Types narrower than 32 bits other than (u)int16 travel as packed bytes, (u)int16 as ``ints``
     (``_tensor_field_by_type`` in coremltools' ``backend/mil/helper.py``).
     """
+    if proto.WhichOneof("value") == "list":
+        return tuple(_label(value.immediateValue.tensor) for value in proto.list.values)
     if proto.WhichOneof("value") != "tensor":
-        return np.zeros(0)  # A list or dictionary: carried along unopened, no implemented op reads one.
+        return np.zeros(0)  # A tuple or dictionary: carried along unopened, no implemented op reads one.
     field = proto.tensor.WhichOneof("value")
     if declared.dtype == STRING:
         # A tensor of strings occurs in class labels only.
@@ -165,3 +169,10 @@ def _immediate(proto: Any, declared: TensorType) -> NDArray[np.generic] | str:
         count = declared.element_count or 0
         return bits.unpack(raw, element.bits, count, signed=element.name.startswith("int")).reshape(shape)
     return raw.view(element.numpy).reshape(shape)
+
+
+def _label(tensor: Any) -> str | int:
+    """The one value of a class's label."""
+    kind = tensor.WhichOneof("value")
+    (value,) = getattr(tensor, kind).values
+    return str(value) if kind == "strings" else int(value)
