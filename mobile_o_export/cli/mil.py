@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from functools import partial
 from pathlib import Path
@@ -115,7 +116,12 @@ def run(
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="A folder to make, of a .npy a result.", metavar="DIR", callback=expanded),
+        typer.Option(
+            "--out",
+            help="A folder to make, of a .npy a result; classes are .json.",
+            metavar="DIR",
+            callback=expanded,
+        ),
     ] = None,
     json_output: Annotated[
         bool, typer.Option("--json", help="Print a JSON object instead of a table.")
@@ -144,11 +150,22 @@ def run(
     cells = [
         [name, value.dtype.name, _shape(value.shape), *map(_number, _measures(value))]
         for name, value in found.items()
+        if isinstance(value, np.ndarray)
     ]
-    screen.result(table(["name", "dtype", "shape", *MEASURES], cells, right=(3, 4, 5)))
+    if cells:
+        screen.result(table(["name", "dtype", "shape", *MEASURES], cells, right=(3, 4, 5)))
+    for name, value in found.items():
+        if isinstance(value, dict):
+            best = sorted(value.items(), key=lambda pair: -pair[1])[:MOST_CLASSES]
+            rows = [[legible(str(label)), _number(share)] for label, share in best]
+            screen.result(table([legible(name), "probability"], rows, right=(1,)))
+        elif not isinstance(value, np.ndarray):
+            screen.result(f"{legible(name)}: {legible(str(value))}")
 
 
 MEASURES = ("least", "mean", "largest")
+MOST_CLASSES = 5
+"""How many of a classifier's classes are shown, the most probable; JSON and files have all."""
 
 
 def _measures(value: Array) -> list[float | None]:
@@ -159,8 +176,12 @@ def _measures(value: Array) -> list[float | None]:
     )
 
 
-def _summary(name: str, value: Array) -> dict[str, Any]:
+def _summary(name: str, value: Any) -> dict[str, Any]:
     """A result as JSON has it, which knows neither NaN nor infinity."""
+    if isinstance(value, dict):
+        return {"name": name, "probabilities": value}
+    if not isinstance(value, np.ndarray):
+        return {"name": name, "class": value}
     numbers = [one if one is not None and math.isfinite(one) else None for one in _measures(value)]
     return {
         "name": name,
@@ -226,12 +247,15 @@ def _picture(path: Path) -> Picture:
     return load_picture(path)
 
 
-def _write(found: dict[str, Array], out: Path, progress: ProgressPrinter) -> None:
+def _write(found: dict[str, Any], out: Path, progress: ProgressPrinter) -> None:
     from mobile_o_export.atomic import staged_folder
 
-    size = sum(value.nbytes + 1024 for value in found.values())
+    size = sum(getattr(value, "nbytes", 0) + 1024 for value in found.values())
     with staged_folder(out, size, partial(progress.done, "disk", "")) as folder:
         for place, (name, value) in enumerate(found.items()):
             # A package may call its results what no file can be called.
             plain = name if name.replace("_", "").isalnum() and len(name) < 100 else f"result-{place}"
-            np.save(folder / f"{plain}.npy", value)
+            if isinstance(value, np.ndarray):
+                np.save(folder / f"{plain}.npy", value)
+            else:
+                (folder / f"{plain}.json").write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

@@ -74,6 +74,41 @@ def test_inspect(cli: Cli, package: Path) -> None:
     assert function["operations"]["relu"] == 1
 
 
+def test_run_a_classifier(cli: Cli, tmp_path: Path) -> None:
+    with captured("package"):
+        import coremltools as ct
+        from coremltools.converters.mil import Builder as mb  # noqa: N813
+
+        @mb.program(input_specs=[mb.TensorSpec((7,))], opset_version=ct.target.iOS18)
+        def program(x: Any) -> Any:
+            return mb.softmax(x=x, axis=-1, name="shares"), mb.square(x=x, name="squares")
+
+        path = tmp_path / "classifier.mlpackage"
+        labels = ["\x1b[31mcat", *"bcdefg"]
+        ct.convert(
+            program,
+            minimum_deployment_target=ct.target.iOS18,
+            classifier_config=ct.ClassifierConfig(labels, predicted_probabilities_output="shares"),
+            package_dir=str(path),
+            skip_model_load=True,
+        )
+    np.save(tmp_path / "x.npy", np.arange(7, 0, -1.0))
+    out = tmp_path / "results"
+    plain = cli("mil", "run", path, "-i", f"x={tmp_path / 'x.npy'}", "--out", out)
+    assert plain.code == 0, plain.err
+    assert "squares" in plain.out
+    assert "classLabel: \\x1b[31mcat" in plain.out
+    assert "\x1b" not in plain.out
+    assert "0.63" in plain.out
+    assert "\nf " not in plain.out  # of seven the five most probable
+    assert json.loads((out / "classLabel.json").read_text()) == labels[0]
+    assert list(json.loads((out / "classLabel_probs.json").read_text())) == labels
+    results = json.loads(cli("mil", "run", path, "-i", f"x={tmp_path / 'x.npy'}", "--json").out)["results"]
+    assert {"name": "classLabel", "class": labels[0]} in results
+    (probabilities,) = (one["probabilities"] for one in results if "probabilities" in one)
+    assert sum(probabilities.values()) == pytest.approx(1, abs=1e-2)
+
+
 def test_run_on_a_picture(cli: Cli, package: Path, picture: Path, count: Path, tmp_path: Path) -> None:
     out = tmp_path / "results"
     inputs = ("--input", f"picture={picture}", "-i", f"count={count}")

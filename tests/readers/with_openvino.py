@@ -10,7 +10,6 @@ OpenVINO reads a file's first subgraph alone, and restores weights where LiteRT 
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import warnings
@@ -23,7 +22,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 import numpy as np
 import openvino
 import tensorflow as tf
-from with_tensorflow import signatures_by_file
+from with_tensorflow import asked_for
 
 warnings.filterwarnings("ignore", message=r"(?s).*tf\.lite\.Interpreter is deprecated", category=UserWarning)
 
@@ -57,13 +56,7 @@ def decibels(expected: Any, found: Any) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Reads a bundle's .tflite files with OpenVINO.")
-    parser.add_argument("bundle", type=Path)
-    bundle: Path = parser.parse_args().bundle
-    files = signatures_by_file(bundle)
-    if not files:
-        print(f"{bundle}: its manifest lists no .tflite file", file=sys.stderr)
-        return 1
+    bundle, files = asked_for("Reads a bundle's .tflite files with OpenVINO.")
     failed = False
     for path, signatures in files.items():
         first, name = next(iter(signatures)), path.relative_to(bundle)

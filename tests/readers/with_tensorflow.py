@@ -76,14 +76,19 @@ def differences(path: Path, signatures: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Reads a bundle's .tflite files with TensorFlow.")
+def asked_for(description: str) -> tuple[Path, dict[Path, dict[str, Any]]]:
+    """The bundle that the command names, and its graphs by .tflite file and signature."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("bundle", type=Path)
     bundle: Path = parser.parse_args().bundle
     files = signatures_by_file(bundle)
     if not files:
-        print(f"{bundle}: its manifest lists no .tflite file", file=sys.stderr)
-        return 1
+        sys.exit(f"{bundle}: its manifest lists no .tflite file")
+    return bundle, files
+
+
+def main() -> int:
+    bundle, files = asked_for("Reads a bundle's .tflite files with TensorFlow.")
     failed = False
     for path, signatures in files.items():
         problems = differences(path, signatures)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 RUNTIME_PACKAGE = "onnxruntime"
 PACKAGES = ("onnx", "onnxscript", "onnx-ir", RUNTIME_PACKAGE)
 LEAST_RUNTIMES = {"tensorrt": "1.19.2", "any": "1.19.2", "onnxruntime": "1.23.2"}
-"""By ``operators``. Before 1.23 GatherBlockQuantized has no 8 bits, before 1.22 MatMulNBits has none."""
+"""By ``operators``. 1.22 does not load 8 bits in GatherBlockQuantized and fails in the VAE's MatMulNBits."""
 
 
 class OnnxOptions(Strict):
