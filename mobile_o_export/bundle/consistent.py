@@ -120,6 +120,10 @@ def _require_like(where: str, tensor: TensorSpec, contract: TensorSpec) -> None:
         raise ValueError(
             f"{where}: {contract.name} has the layout {tensor.layout[:40]!r}, and is {contract.layout[:40]!r}"
         )
+    # A letter is padded to a graph's own size; of a folder of weights nothing else says these.
+    for own, size in zip(tensor.shape, contract.shape, strict=True):
+        if isinstance(own, int) and isinstance(size, int) and own != size:
+            raise ValueError(f"{where}: {contract.name} has the shape {contract.shape}, not {tensor.shape}")
 
 
 def _require_once(what: str, names: Sequence[str]) -> None:

@@ -296,7 +296,7 @@ def operators_of(module: nn.Module, inputs: Sequence[TensorSpec], typical: Mappi
     return {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
 
 
-@pytest.mark.parametrize("name", ["coreml-ane", "litert-cpu", "litert-gpu", "onnx-cpu"])
+@pytest.mark.parametrize("name", ["coreml-ane", "litert-cpu", "onnx-cpu"])
 def test_components_hold_no_operator_that_was_not_tried_alone(
     brief_checkpoint: Checkpoint, name: str
 ) -> None:

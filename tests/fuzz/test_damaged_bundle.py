@@ -64,6 +64,7 @@ def move(manifest: Json, target: str, component: str) -> None:
         (lambda m: spec(m, "litert-cpu", "mcp")["inputs"][0].update(name="x"), "asks for 'x', which project"),
         (lambda m: spec(m, "litert-cpu", "mcp")["outputs"][0].update(name="x"), "lacks 'conditioning', whic"),
         (lambda m: spec(m, "litert-cpu", "mcp")["inputs"][0].update(layout="B K S E"), "has the layout 'B K"),
+        (lambda m: spec(m, "litert-cpu", "mcp")["inputs"][0]["shape"].__setitem__(0, 2), "has the shape"),
         (lambda m: spec(m, "litert-cpu", "mcp").update(feeds={"x": "y"}), "feeds 'x' to 'y', and has no suc"),
         (lambda m: spec(m, "litert-cpu", "mcp").update(aliases={"x": "y"}), "has another name for 'x', whic"),
         (lambda m: spec(m, "litert-cpu", "mcp")["inputs"][0]["shape"].__setitem__(1, -1), "is not that of a"),
