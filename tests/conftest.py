@@ -88,7 +88,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
 
     xdist's ``worksteal`` gives each process half of the list, and later half of what the other has left. So
     the first half begins with the tests of the one large export, the second with all other slow ones (first
-    those that share nothing, one of which takes a minute), and what is fast comes last, to be taken over.
+    those that share nothing and those of the demo, two of which take a minute), and what is fast comes last,
+    to be taken over.
     """
     alone = {item for item in items if item.get_closest_marker("slow")}
     for item in items:
@@ -99,7 +100,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
         slow = [item for item in items if item.get_closest_marker("slow")]
         exporting = [item for item in slow if uses(item, {"exported"})]
         others = [item for item in slow if not uses(item, {"exported"})]
-        others.sort(key=lambda item: item not in alone)
+        others.sort(key=lambda item: item not in alone and "test_demo" not in item.nodeid)
         fast = [item for item in items if not item.get_closest_marker("slow")]
         room = max(len(items) // 2 - len(exporting), 0)
         items[:] = [*exporting, *fast[:room], *others, *fast[room:]]
@@ -173,12 +174,14 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> SharedExports:
 def load_converters() -> None:
     """Imports what lowers, and sets the millions of objects that this leaves apart from garbage collection.
 
-    coremltools and the product collect after every component, which took a sixth of an export's time.
+    coremltools and the product collect after every component, which took a sixth of an export's time; a
+    process of tests leaves that to Python.
     """
     for name in ("coremltools", "litert_torch", "onnxruntime", "onnxscript"):
         importlib.import_module(name)
     gc.collect()
     gc.freeze()
+    gc.collect = lambda generation=2: 0  # type: ignore[assignment]
 
 
 @pytest.fixture(scope="session")
