@@ -130,11 +130,9 @@ def worse(found: dict[str, dict[str, Any]], recorded: dict[str, Any], *, same_ca
     for function, entry in found.items():
         known = recorded["failures"].get(function, {})
         for fate in FAILED:
-            count = entry.get(fate, 0)
-            if count > (known.get(fate, 0) if same_cases or fate not in known else count):
-                complaints.append(
-                    f"{function}: {count} {fate}, recorded {known.get(fate, 0)}; {entry['reason']}"
-                )
+            count, before = entry.get(fate, 0), known.get(fate, 0)
+            if count > before and (same_cases or not before):
+                complaints.append(f"{function}: {count} {fate}, recorded {before}; {entry['reason']}")
     return complaints
 
 

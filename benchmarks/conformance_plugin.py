@@ -20,6 +20,7 @@ import json
 import os
 import platform
 import random
+import re
 import signal
 import sys
 import types
@@ -58,6 +59,10 @@ MACOS = (15, 4)
 
 HALF_TOLERANCE = 5e-3
 """Relative and absolute, for what a program with fp16 values gives; for fp16 tests allow ten times that."""
+
+
+PATH = re.compile(r"(?<!\w)/\w[^\s'\"]*")
+"""An absolute path, as messages have them."""
 
 
 class BeyondError(Exception):
@@ -364,5 +369,6 @@ def fate_of(report: Any, error: BaseException | None) -> str:
 
 def reason_of(error: BaseException | None) -> str:
     found = cause(error)
-    text = " ".join(str(found).split())
+    # The record is of every machine: no path of this one.
+    text = PATH.sub("…", " ".join(str(found).split()))
     return f"{type(found).__name__}: {text[:300]}"

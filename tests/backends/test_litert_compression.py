@@ -100,11 +100,16 @@ def lower(
     return run
 
 
-def operands(model: Any) -> list[Counter[tuple[str, str]]]:
-    """How often each operator has a weight of each type, for each graph."""
+def type_names() -> dict[int, str]:
+    """What the schema calls its types."""
     from ai_edge_litert.schema_py_generated import TensorType
 
-    names = {value: name for name, value in vars(TensorType).items() if not name.startswith("_")}
+    return {value: name for name, value in vars(TensorType).items() if not name.startswith("_")}
+
+
+def operands(model: Any) -> list[Counter[tuple[str, str]]]:
+    """How often each operator has a weight of each type, for each graph."""
+    names = type_names()
     found = []
     for graph in model.subgraphs:
         seen: Counter[tuple[str, str]] = Counter()
@@ -119,9 +124,7 @@ def operands(model: Any) -> list[Counter[tuple[str, str]]]:
 
 def filters_and_biases(model: Any) -> Counter[tuple[str, str]]:
     """Of convolutions' filters and biases: how often a pair has these types in the file."""
-    from ai_edge_litert.schema_py_generated import TensorType
-
-    names = {value: name for name, value in vars(TensorType).items() if not name.startswith("_")}
+    names = type_names()
     found: Counter[tuple[str, str]] = Counter()
     for graph in model.subgraphs:
         kinds = [(flatbuffer.operator_name(model, each.opcodeIndex), each) for each in graph.operators]

@@ -151,8 +151,7 @@ def test_a_region_is_cut_out_of_every_image_or_of_the_one_that_it_names(
         return mb.crop_resize(x=x, roi=region, target_height=2, target_width=2, sampling_mode="ALIGN_CORNERS")
 
     save_program(build_program(inputs, {"it": crop}, "iOS16"), tmp_path / "crop.mlpackage")
-    function = load_mlpackage(tmp_path / "crop.mlpackage").functions["main"]
-    found = Interpreter(function, component="crop").run(inputs)["out_it_0"]
+    found = run(tmp_path / "crop.mlpackage", inputs)["out_it_0"]
     assert found.shape == (1, images, 1, 2, 2)
     assert found.ravel().tolist() == wanted
 
@@ -231,8 +230,7 @@ def test_what_overlaps_a_better_box_is_dropped(
         )
 
     save_program(build_program(inputs, {"it": suppress}, "iOS16"), tmp_path / "nms.mlpackage")
-    function = load_mlpackage(tmp_path / "nms.mlpackage").functions["main"]
-    boxes, scores, indices, counts = Interpreter(function, component="nms").run(inputs).values()
+    boxes, scores, indices, counts = run(tmp_path / "nms.mlpackage", inputs).values()
     assert indices[0].tolist() == [*kept, *[-1] * (4 - len(kept))]
     assert counts.tolist() == [len(kept)]
     np.testing.assert_array_equal(boxes[0, : len(kept)], BOXES[kept])
@@ -249,8 +247,7 @@ def test_ios_17_has_boxes_in_the_last_axis_and_no_count(
         return mb.non_maximum_suppression(boxes=boxes, scores=scores, iou_threshold=0.5, max_boxes=2)
 
     save_program(build_program(inputs, {"it": suppress}), tmp_path / "nms.mlpackage")
-    function = load_mlpackage(tmp_path / "nms.mlpackage").functions["main"]
-    boxes, scores, indices = Interpreter(function, component="nms").run(inputs).values()
+    boxes, scores, indices = run(tmp_path / "nms.mlpackage", inputs).values()
     assert indices.tolist() == [[0, 4]]
     np.testing.assert_array_equal(boxes[0], BOXES[[0, 4]].T)
     np.testing.assert_array_equal(scores[0], SCORES[[0, 4]].T)

@@ -14,7 +14,6 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -22,6 +21,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 import numpy as np
 import openvino
 import tensorflow as tf
+from with_runtimes import decibels
 from with_tensorflow import asked_for
 
 warnings.filterwarnings("ignore", message=r"(?s).*tf\.lite\.Interpreter is deprecated", category=UserWarning)
@@ -47,12 +47,6 @@ def level(path: Path, first: str) -> float:
     # Tensors are called after the signature and its names, what is given with "_output" behind.
     results = {port.any_name.removeprefix(f"{first}_").removesuffix("_output"): found[port] for port in found}
     return min(decibels(value, np.asarray(results[name])) for name, value in expected.items())
-
-
-def decibels(expected: Any, found: Any) -> float:
-    expected, found = expected.astype(np.float64), found.astype(np.float64)
-    noise = np.square(expected - found).sum()
-    return float(10 * np.log10(np.square(expected).sum() / noise)) if noise else float("inf")
 
 
 def main() -> int:

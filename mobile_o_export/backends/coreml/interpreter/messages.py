@@ -177,13 +177,11 @@ def model_message() -> Any:
         for field_name, text in fields.items():
             number, *words = text.split()
             group = words[-1] if "in" in words else ""
-            kind = words[0] if words[0] not in ("repeated", "map") else words[1]
+            many = words.pop(0) if words[0] in ("repeated", "map") else ""
+            kind = f"{name}.{_entry(message, field_name, words[0])}" if many == "map" else words[0]
             field = message.field.add(name=field_name, number=int(number))
-            field.label = field.LABEL_REPEATED if words[0] in ("repeated", "map") else field.LABEL_OPTIONAL
-            if words[0] == "map":
-                _set_type(field, f"{name}.{_entry(message, field_name, kind)}")
-            else:
-                _set_type(field, kind)
+            field.label = field.LABEL_REPEATED if many else field.LABEL_OPTIONAL
+            _set_type(field, kind)
             if group:
                 if group not in groups:
                     groups[group] = len(message.oneof_decl)

@@ -179,9 +179,9 @@ def _implementation(operation: Operation, what: str) -> Implementation | None:
         raise DamagedPackageError(f"{what} lacks {', '.join(missing)}")
     if unknown := sorted(given - known):
         raise UnsupportedOpError(f"the Core ML interpreter does not know {', '.join(unknown)} of {what}")
+    # What blocks give may be lists; what makes one says so.
+    other = operation.blocks or (implementation is not None and implementation.other_results)
     for output in operation.outputs:
-        # What blocks give may be lists; what makes one says so.
-        other = operation.blocks or (implementation is not None and implementation.other_results)
         if output.type.dtype not in ELEMENT_TYPES and not other:
             raise UnsupportedOpError(
                 f"the Core ML interpreter cannot hold the {output.type.dtype} from {what}"
