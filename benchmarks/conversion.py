@@ -1,33 +1,37 @@
-"""How much sooner Core ML packages are made with fewer of coremltools' own checks; they are the same bytes.
+"""How much sooner components are converted without what torch and coremltools repeat; same bytes.
 
-Usage: conversion.py [--checkpoint CKPT] [--target NAME] [--rounds N]
+Usage: conversion.py [--checkpoint CKPT] [--target NAME] [--recipe NAME] [--rounds N]
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import gc
 import hashlib
 import tempfile
 import time
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 from mobile_o_export.backends.base import LowerRequest
-from mobile_o_export.backends.coreml import convert
+from mobile_o_export.backends.coreml import convert as coreml
+from mobile_o_export.backends.litert import convert as litert
+from mobile_o_export.backends.onnx import convert as onnx
 from mobile_o_export.backends.registry import backend
 from mobile_o_export.checkpoint import Checkpoint
 from mobile_o_export.plan import plan
 from mobile_o_export.quiet import quiet_vendor
-from mobile_o_export.targets import load_target
+from mobile_o_export.targets import load_targets
 
 DEMO = Path(__file__).parent.parent / "examples" / "demo_checkpoint" / "checkpoint"
 
 
-def lowered(request: LowerRequest, checkpoint: Checkpoint) -> tuple[float, str]:
-    """Seconds of this process for one package, and the digest of its bytes."""
+def lowered(name: str, request: LowerRequest, checkpoint: Checkpoint) -> tuple[float, str]:
+    """Seconds of this process for one component, and the digest of its files' bytes."""
     with tempfile.TemporaryDirectory() as folder, quiet_vendor():
         begin = time.process_time()
-        backend("coreml").lower(request, checkpoint, Path(folder), lambda _: None)
+        backend(name).lower(request, checkpoint, Path(folder), lambda _: None)
         seconds = time.process_time() - begin
         digest = hashlib.sha256()
         for path in sorted(Path(folder).rglob("*")):
@@ -40,24 +44,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, default=DEMO)
     parser.add_argument("--target", default="coreml-ane")
+    parser.add_argument("--recipe", help="uncompressed shows conversion alone")
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
-    checkpoint, fewer = Checkpoint.open(options.checkpoint), convert.fewer_checks
-    items = [item for item in plan(checkpoint, [load_target(options.target)]) if item.request]
-    lowered(items[0].request, checkpoint)  # imports
+    checkpoint = Checkpoint.open(options.checkpoint)
+    (target,) = load_targets([options.target], [options.recipe] if options.recipe else [])
+    items = [item for item in plan(checkpoint, [target]) if item.request]
+    lowered(target.backend, items[0].request, checkpoint)  # imports
+    gc.freeze()
     for item in items:
         best: dict[str, float] = {}
         digests = set()
         for _ in range(options.rounds):
-            for name, checks in (("all", contextlib.nullcontext), ("few", fewer)):
-                convert.fewer_checks = checks
-                seconds, digest = lowered(item.request, checkpoint)
+            for name in ("as they are", "spared"):
+                with ExitStack() as changes:
+                    if name == "as they are":
+                        changes.enter_context(patch.object(coreml, "fewer_checks", nullcontext))
+                        for module in (coreml, litert, onnx):
+                            changes.enter_context(patch.object(module, "unprinted", nullcontext))
+                    seconds, digest = lowered(target.backend, item.request, checkpoint)
                 best[name] = min(seconds, best.get(name, seconds))
                 digests.add(digest)
         same = "the same bytes" if len(digests) == 1 else "OTHER BYTES"
         print(
-            f"{item.component:15} {best['all']:6.1f} s with all checks, {best['few']:6.1f} s with few: "
-            f"{best['all'] / best['few']:.2f} times as fast, {same}",
+            f"{item.component:15} {best['as they are']:6.1f} s, spared {best['spared']:6.1f} s: "
+            f"{best['as they are'] / best['spared']:.2f} times as fast, {same}",
             flush=True,
         )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,16 @@ from mobile_o_export.tensors import TensorSpec
 
 if TYPE_CHECKING:
     from mobile_o_export.components.base import GraphSpec
+
+
+@contextmanager
+def unprinted() -> Iterator[None]:
+    """Has torch write the Python code of a traced graph when something runs it, not each time a pass ends.
+
+    Most of these programs are only walked. Printing and compiling them took a tenth of a conversion.
+    """
+    with torch.fx._lazy_graph_module._use_lazy_graph_module(True):
+        yield
 
 
 class Positional(nn.Module):

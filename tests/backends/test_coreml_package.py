@@ -141,3 +141,28 @@ def test_a_program_that_a_pass_has_broken_is_caught_before_it_is_written() -> No
     with pytest.raises(InvalidBlockStateError, match="should be consumed"):
         program.validate()
     assert "relu" in str(program)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_what_comes_from_compressed_weights_is_known_while_less_is_checked(compressed: bool) -> None:
+    """coremltools 9.0 replaces a value by another only if that comes from the same compressed weights."""
+    from coremltools import target
+    from coremltools.converters.mil import Builder
+    from coremltools.converters.mil.mil import types
+
+    @Builder.program(input_specs=[Builder.TensorSpec((4,), types.fp32)], opset_version=target.iOS16)
+    def program(x: Any) -> Any:
+        weights = np.float32([1, 2, 3, 4])
+        if compressed:
+            packed = {"lut": weights, "indices": np.uint8([0b11_10_01_00]), "shape": np.uint32([4])}
+            weights = Builder.constexpr_lut_to_dense(**packed)
+        return Builder.relu(x=Builder.mul(x=x, y=weights))
+
+    main = program.functions["main"]
+    (result,) = main.outputs
+    known = set(result.nonreplaceable_vars_upstream)
+    result._reset_nonreplaceable_vars_upstream()
+    with fewer_checks(), main:
+        pass  # as each pass enters and leaves the block
+    assert set(result.nonreplaceable_vars_upstream) == known
+    assert len(known) == compressed

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mobile_o_export.backends.coreml import rewrites
-from mobile_o_export.backends.tracing import dynamic_shapes
+from mobile_o_export.backends.tracing import dynamic_shapes, unprinted
 from mobile_o_export.components import building
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def convert(spec: GraphSpec, graph: nn.Module, package: Path, *, half: bool, enc
     # Traced in fp32, also where the file declares fp16: coremltools does the casting.
     given = [building.example(tensor.bind(typical)) for tensor in spec.inputs]
     examples = tuple(value.float() if value.is_floating_point() else value for value in given)
-    with torch.no_grad():
+    with torch.no_grad(), unprinted():
         # Bare, not wrapped as other converters get it: a buffer's path is the name that its state gets.
         program = torch.export.export(
             graph.eval(),
@@ -93,21 +93,37 @@ def fewer_checks() -> Iterator[None]:
 
     Its checks go over every use of every value and took a quarter of a conversion (9.0). Those that stay
     follow each removal of dead code and precede the writing. Nor is the program printed for a silent log.
+    And each pass notes for every value which compressed weights it comes from: another sixth, for nothing
+    while there are none, as there are not before a conversion's last pass.
     """
     from coremltools.converters.mil.mil import Block, Program
 
-    whole, printed = Program.validate, Block.indented_str
+    whole, printed, noted = Program.validate, Block.indented_str, Block._propagate_nonreplaceable_vars
 
     def validate(self: Any, check_essential_scope: bool = False) -> None:
         if check_essential_scope:
             whole(self, check_essential_scope)
 
+    def note(self: Any) -> None:
+        if _compressed(self):
+            noted(self)
+
     Program.validate = validate
     Block.indented_str = lambda *_, **__: ""
+    Block._propagate_nonreplaceable_vars = note
     try:
         yield
     finally:
         Program.validate, Block.indented_str = whole, printed
+        Block._propagate_nonreplaceable_vars = noted
+
+
+def _compressed(block: Any) -> bool:
+    """Whether a weight of ``block`` or of one within is compressed."""
+    return any(
+        operation.op_type.startswith("constexpr_") or any(_compressed(inner) for inner in operation.blocks)
+        for operation in block.operations
+    )
 
 
 class Fp32Islands:

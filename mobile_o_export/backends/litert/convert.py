@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mobile_o_export.backends.litert.encode import FENCE
-from mobile_o_export.backends.tracing import Named
+from mobile_o_export.backends.tracing import Named, unprinted
 from mobile_o_export.components import building
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def convert(graphs: Sequence[tuple[GraphSpec, nn.Module]], path: Path) -> None:
     import litert_torch
 
     converter = litert_torch
-    with torch.no_grad():
+    with torch.no_grad(), unprinted():
         for spec, module in graphs:
             arguments = dict(
                 zip((tensor.name for tensor in spec.inputs), building.examples(spec), strict=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mobile_o_export.backends.tracing import Positional, dynamic_examples, dynamic_shapes
+from mobile_o_export.backends.tracing import Positional, dynamic_examples, dynamic_shapes, unprinted
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,7 +39,7 @@ def convert(
     Returns:
         The operators that the file uses.
     """
-    with torch.no_grad():
+    with torch.no_grad(), unprinted():
         # A size of 0 or 1 is one among others, as torch.onnx has it when it captures by itself.
         with torch.fx.experimental._config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
             exported = torch.export.export(
