@@ -134,7 +134,6 @@ class Proxy:
         name = name or spec.description.defaultFunctionName or "main"
         interfaces = {one.name: one for one in spec.description.functions} or {"main": spec.description}
         self._inputs = {feature.name: feature.type for feature in interfaces[name].input}
-        self._outputs = {feature.name: feature.type for feature in interfaces[name].output}
         self._function = load_mlpackage(path).functions[name]
         now.operators |= self._function.op_counts().keys() - {"const"}
         now.half = now.half or "float16" in types_of(self._function.block)
@@ -182,24 +181,10 @@ class Proxy:
         return value.reshape(1) if value.shape == () and port.shape == (1,) else value
 
     def _result(self, name: str, value: Any) -> Any:
-        kind = self._outputs[name]
-        if kind.WhichOneof("Type") == "imageType":
-            return picture(np.asarray(value)[0], kind.imageType)
+        if name in self._function.image_outputs:
+            return self._function.image_outputs[name].picture(value)
         # Core ML's arrays have one axis at least.
         return value.reshape(1) if isinstance(value, np.ndarray) and value.shape == () else value
-
-
-def picture(planes: Any, kind: Any) -> Image.Image:
-    """Planes [channels, height, width] as the picture that Core ML gives."""
-    colours = type(kind).ColorSpace.Name(kind.colorSpace)
-    if colours == "GRAYSCALE_FLOAT16":
-        return Image.fromarray(planes[0].astype(np.float32))
-    whole = np.clip(np.round(planes.astype(np.float32)), 0, 255).astype(np.uint8)
-    if len(whole) == 1:
-        return Image.fromarray(whole[0])
-    return Image.fromarray(
-        np.ascontiguousarray((whole[::-1] if colours == "BGR" else whole).transpose(1, 2, 0))
-    )
 
 
 def types_of(block: Any) -> set[str]:

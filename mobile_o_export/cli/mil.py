@@ -66,7 +66,9 @@ def _content(function: MilFunction) -> dict[str, Any]:
         "inputs": ports(function.inputs),
         "outputs": ports(function.outputs),
         "states": ports(function.states),
-        "pictures": {name: image.colours for name, image in function.images.items()},
+        "pictures": {
+            name: image.colours for name, image in {**function.images, **function.image_outputs}.items()
+        },
         "operations": function.op_counts(),
         "lacking": _lacking(function),
     }
@@ -75,11 +77,12 @@ def _content(function: MilFunction) -> dict[str, Any]:
 def _tell(function: MilFunction) -> None:
     screen.result(f"{legible(function.name)}, {legible(function.opset)}")
     rows = []
+    pictures = {"input": function.images, "state": {}, "output": function.image_outputs}
     for kind, ports in (
         ("input", function.inputs), ("state", function.states), ("output", function.outputs)
     ):  # fmt: skip
         for port in ports:
-            image = function.images.get(port.name) if kind == "input" else None
+            image = pictures[kind].get(port.name)
             rows.append(
                 [kind, legible(port.name), port.dtype, _shape(port.shape), image.colours if image else ""]
             )
@@ -118,7 +121,7 @@ def run(
         Path | None,
         typer.Option(
             "--out",
-            help="A folder to make, of a .npy a result; classes are .json.",
+            help="A folder to make, of a .npy a result; pictures are .png as well, classes .json.",
             metavar="DIR",
             callback=expanded,
         ),
@@ -142,13 +145,13 @@ def run(
         progress("mil", "", f"running {chosen.name}")
         found = interpreter.run(inputs, state=interpreter.make_state(), also=also or [])
         if out is not None:
-            _write(found, out, progress)
+            _write(found, chosen, out, progress)
     if json_output:
         results = [_summary(name, value) for name, value in found.items()]
         screen.result_json({"schema": 1, "function": chosen.name, "results": results})
         return
     cells = [
-        [name, value.dtype.name, _shape(value.shape), *map(_number, _measures(value))]
+        [legible(name), value.dtype.name, _shape(value.shape), *map(_number, _measures(value))]
         for name, value in found.items()
         if isinstance(value, np.ndarray)
     ]
@@ -247,7 +250,7 @@ def _picture(path: Path) -> Picture:
     return load_picture(path)
 
 
-def _write(found: dict[str, Any], out: Path, progress: ProgressPrinter) -> None:
+def _write(found: dict[str, Any], function: MilFunction, out: Path, progress: ProgressPrinter) -> None:
     from mobile_o_export.atomic import staged_folder
 
     size = sum(getattr(value, "nbytes", 0) + 1024 for value in found.values())
@@ -257,5 +260,9 @@ def _write(found: dict[str, Any], out: Path, progress: ProgressPrinter) -> None:
             plain = name if name.replace("_", "").isalnum() and len(name) < 100 else f"result-{place}"
             if isinstance(value, np.ndarray):
                 np.save(folder / f"{plain}.npy", value)
+                image = function.image_outputs.get(name)
+                # PNG has no floats.
+                if image is not None and (picture := image.picture(value)).mode != "F":
+                    picture.save(folder / f"{plain}.png")
             else:
                 (folder / f"{plain}.json").write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

@@ -127,6 +127,42 @@ def test_run_on_a_picture(cli: Cli, package: Path, picture: Path, count: Path, t
     assert "bright  float32  1 × 3 × 2 × 4" in table.out, table.out
 
 
+@pytest.mark.parametrize("layout", ["RGB", "BGR"])
+def test_an_output_declared_as_a_picture_is_written_as_one(
+    cli: Cli, picture: Path, tmp_path: Path, layout: str
+) -> None:
+    with captured("package"):
+        import coremltools as ct
+        import torch
+
+        class Twice(torch.nn.Module):
+            def forward(self, picture: torch.Tensor) -> torch.Tensor:
+                return picture * 2 - 102.4
+
+        path = tmp_path / "drawing.mlpackage"
+        ct.convert(
+            torch.export.export(Twice(), (torch.zeros(1, 3, 2, 4),)).run_decompositions({}),
+            minimum_deployment_target=ct.target.iOS16,
+            compute_precision=ct.precision.FLOAT32,
+            inputs=[ct.ImageType("picture", (1, 3, 2, 4), color_layout=ct.colorlayout.RGB)],
+            outputs=[ct.ImageType("drawn", color_layout=getattr(ct.colorlayout, layout))],
+            package_dir=str(path),
+            skip_model_load=True,
+        )
+    (function,) = json.loads(cli("mil", "inspect", path, "--json").out)["functions"]
+    assert function["pictures"] == {"picture": "RGB", "drawn": layout}
+    assert cli("mil", "inspect", path).out.count(layout) >= 1
+    out = tmp_path / "results"
+    outcome = cli("mil", "run", path, "-i", f"picture={picture}", "--out", out)
+    assert outcome.code == 0, outcome.err
+    with Image.open(out / "drawn.png") as image:
+        pixels = np.asarray(image)
+    wanted = [0, 102, 255]  # 51, 102 and 204 twice, less 102.4
+    assert pixels[0, 0].tolist() == (wanted if layout == "RGB" else wanted[::-1])
+    assert pixels[1, 1].tolist() == ([255, 0, 0] if layout == "RGB" else [0, 0, 255])
+    assert np.load(out / "drawn.npy").shape == (1, 3, 2, 4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "phrases"),
     [

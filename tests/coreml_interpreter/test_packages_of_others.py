@@ -228,3 +228,17 @@ def test_a_greyscale_picture_of_fp16_keeps_its_fractions() -> None:
     picture = Image.fromarray(np.array([[0.25, 300.5]], np.float32))
     assert port.array(picture).tolist() == [[[[0.25, 300.5]]]]
     assert ImagePort("GRAYSCALE", 1, 2, flexible=False).array(picture).tolist() == [[[[0, 255]]]]
+
+
+@pytest.mark.parametrize(
+    ("colours", "mode", "values"),
+    [
+        ("GRAYSCALE", "L", [[0, 0, 3, 255, 255]]),
+        ("GRAYSCALE_FLOAT16", "F", [[0, -1, 2.599609375, 300.5, np.inf]]),
+    ],
+)
+def test_a_picture_is_made_of_a_result(colours: str, mode: str, values: list[list[float]]) -> None:
+    port = ImagePort(colours, 1, 5, flexible=False)
+    picture = port.picture(np.array([[[[0, -1, 2.6, 300.5, np.inf]]]], np.float32))
+    assert picture.mode == mode
+    assert np.asarray(picture).tolist() == values

@@ -30,10 +30,12 @@ class Interface:
 
     Attributes:
         images: the inputs that are pictures.
+        image_outputs: the outputs that are.
         limits: which shapes flexible inputs may have.
     """
 
     images: Mapping[str, ImagePort]
+    image_outputs: Mapping[str, ImagePort]
     limits: Mapping[str, Limits]
 
 
@@ -60,14 +62,14 @@ def require_described(description: Any, program: MilProgram) -> dict[str, Interf
     for name, interface in declared.items():
         function = program.functions[name]
         images = _require_equal(function, "inputs", interface.input, function.inputs)
-        _require_equal(function, "outputs", interface.output, function.outputs)
+        image_outputs = _require_equal(function, "outputs", interface.output, function.outputs)
         _require_equal(function, "states", interface.state, function.states)
         limits = {
             feature.name: found
             for feature in interface.input
             if (found := Limits.of(feature.type.multiArrayType)) is not None
         }
-        interfaces[name] = Interface(images, limits)
+        interfaces[name] = Interface(images, image_outputs, limits)
     return interfaces
 
 
@@ -151,11 +153,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class ImagePort:
-    """A picture that Core ML hands to the program as an array [1, channels, height, width].
+    """A picture that Core ML hands to the program, or makes of its result: [1, channels, height, width].
 
     Attributes:
         colours: ``GRAYSCALE``, ``RGB``, ``BGR`` or ``GRAYSCALE_FLOAT16``.
-        flexible: the program takes other sizes as well.
+        flexible: it may have other sizes as well.
     """
 
     colours: str
@@ -185,6 +187,24 @@ class ImagePort:
         values = np.asarray(picture.convert(modes.get(self.colours, "RGB")), np.float32)
         planes = values.reshape(*values.shape[:2], self.channels).transpose(2, 0, 1)
         return np.ascontiguousarray(planes[::-1] if self.colours == "BGR" else planes)[None]
+
+    def picture(self, array: NDArray[Any]) -> Picture:
+        """The picture that a result [1, channels, height, width] is.
+
+        Values of 8 bits are rounded to the nearest and end at 0 and 255; Apple does not say how Core ML
+        rounds. ``GRAYSCALE_FLOAT16`` is of Pillow's mode ``F``.
+        """
+        from PIL import Image
+
+        planes = array[0].astype(np.float32)
+        if self.colours == "GRAYSCALE_FLOAT16":
+            return Image.fromarray(planes[0].astype(np.float16).astype(np.float32))
+        pixels = np.nan_to_num(planes).round().clip(0, 255).astype(np.uint8)
+        if self.channels == 1:
+            return Image.fromarray(pixels[0])
+        return Image.fromarray(
+            np.ascontiguousarray((pixels[::-1] if self.colours == "BGR" else pixels).transpose(1, 2, 0))
+        )
 
     def fits(self, port: Port) -> bool:
         """Whether the program takes, or gives, it as ``port``."""

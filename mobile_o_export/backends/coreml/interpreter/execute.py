@@ -76,6 +76,8 @@ class Interpreter:
         """The function's outputs by name, in their declared types (fp16 as fp32 under ``Rounding.FP32``).
 
         A classifier gives its class as a ``str`` or ``int``, and a dictionary of each class's probability.
+        An output that the package declares as a picture is an array, too: its ``ImagePort`` in the function's
+        ``image_outputs`` makes the picture of it.
 
         ``inputs`` holds one array an input, of its shape and type; under ``Rounding.FP32`` an fp16
         input may come as fp32. An input that the package declares as a picture may come as one of Pillow's.

@@ -17,7 +17,7 @@ from mobile_o_export.strict import parse_json
 _REMEDY = "Export it again."
 
 
-def load_mlpackage(path: Path) -> MilProgram:
+def load_mlpackage(path: Path | str) -> MilProgram:
     """The ML Program in the package at ``path``, weights mapped but not read.
 
     Every blob that the program names is located and its type and size compared with the declaration, and
@@ -28,6 +28,7 @@ def load_mlpackage(path: Path) -> MilProgram:
             program says, or the package declares another interface than its program has.
 
     """
+    path = Path(path)
     model_path = root_model_path(path)
     proto = _parse(model_path)
     if proto.WhichOneof("Type") != "mlProgram":
@@ -37,7 +38,12 @@ def load_mlpackage(path: Path) -> MilProgram:
     program = program_from_proto(proto.mlProgram, path, store)
     interfaces = require_described(proto.description, program)
     functions = {
-        name: replace(function, images=interfaces[name].images, limits=interfaces[name].limits)
+        name: replace(
+            function,
+            images=interfaces[name].images,
+            image_outputs=interfaces[name].image_outputs,
+            limits=interfaces[name].limits,
+        )
         for name, function in program.functions.items()
     }
     return replace(program, functions=functions)

@@ -57,7 +57,8 @@ class Block:
 class MilFunction:
     """One function of a package: its signature and its code.
 
-    ``images`` says which inputs are pictures, ``limits`` which shapes those of several shapes may have.
+    ``images`` says which inputs are pictures, ``image_outputs`` which outputs; ``limits`` which shapes inputs
+    of several shapes may have.
     """
 
     name: str
@@ -69,6 +70,7 @@ class MilFunction:
     package: Path
     weights: WeightStore = field(repr=False)
     images: Mapping[str, ImagePort] = field(default_factory=dict)
+    image_outputs: Mapping[str, ImagePort] = field(default_factory=dict)
     limits: Mapping[str, Limits] = field(default_factory=dict)
 
     def op_counts(self) -> dict[str, int]:
