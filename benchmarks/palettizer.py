@@ -1,20 +1,24 @@
 """The palettizer next to coremltools' own, on the same weights in one run: seconds and squared error.
 
     pip install scikit-learn        # what coremltools' k-means needs
-    python benchmarks/palettizer.py [--weights 4] [--bits 4 6] [--group 16]
+    python benchmarks/palettizer.py [--weights 4] [--bits 4 6] [--group 16] [--against TREE]
 
 Weights are fp16 [channels, 4096], normal and heavy-tailed (Student's t with 3 degrees of freedom), a palette
 for each group of 16 output channels. ``×`` is coremltools' time over ours, ``error`` our squared error over
 theirs less one. coremltools prefers the package kmeans1d (the global optimum) to scikit-learn where it is
-installed.
+installed. With --against it is not coremltools but this project's palettizer of another checkout, at TREE.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,6 +57,32 @@ def theirs(weights: Array, bits: int, group: int) -> Array:
     return np.take_along_axis(tables, indices, axis=1).reshape(weights.shape)
 
 
+def of_tree(tree: Path, weights: Array, bits: int, group: int) -> tuple[Array, float]:
+    """Weights after a way through the palettes of the checkout at ``tree``, and the seconds that it took."""
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(f"{folder}/weights.npy", weights.reshape(-1, group * COLUMNS))
+        command = [sys.executable, "-c", OTHER, folder, str(bits)]
+        environment = {**os.environ, "PYTHONPATH": str(tree.resolve())}
+        subprocess.run(command, check=True, cwd=folder, env=environment)
+        restored = np.load(f"{folder}/restored.npy").reshape(weights.shape)
+        return restored, float(Path(folder, "seconds").read_text())
+
+
+OTHER = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from mobile_o_export.compression.palettes import palettize
+folder, bits = Path(sys.argv[1]), int(sys.argv[2])
+weights = np.load(folder / "weights.npy")
+palettize(weights[:1], bits).restored()  # warm
+started = time.perf_counter()
+restored = palettize(weights, bits).restored()
+(folder / "seconds").write_text(str(time.perf_counter() - started))
+np.save(folder / "restored.npy", restored)
+"""
+
+
 def timed(work: Callable[[Array, int, int], Array], *arguments: Any) -> tuple[Array, float]:
     """What ``work`` gives and the seconds that it took."""
     started = time.perf_counter()
@@ -66,7 +96,9 @@ def main() -> None:
     )
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 6])
     parser.add_argument("--group", type=int, default=16, help="output channels that share a palette")
+    parser.add_argument("--against", type=Path, help="a checkout of another commit", metavar="TREE")
     arguments = parser.parse_args()
+    other = arguments.against
     count = round(arguments.weights * 1e6 / COLUMNS / arguments.group) * arguments.group * COLUMNS
     ours(next(iter(samples(COLUMNS * arguments.group).values())), 2, arguments.group)  # warm
     lines = []
@@ -76,7 +108,10 @@ def main() -> None:
             print(f"{name}, {bits} bits", file=sys.stderr)
             errors, seconds = [], []
             for work in (ours, theirs):
-                restored, took = timed(work, weights, bits, arguments.group)
+                if work is theirs and other is not None:
+                    restored, took = of_tree(other, weights, bits, arguments.group)
+                else:
+                    restored, took = timed(work, weights, bits, arguments.group)
                 errors.append(float(np.square(restored.astype(np.float64) - wide).sum()))
                 seconds.append(took)
             snr = 10 * np.log10(np.square(wide).sum() / errors[0])
@@ -86,7 +121,13 @@ def main() -> None:
             )  # fmt: skip
     peak = f"{memory.peak_bytes() / 1e9:.2f} GB"
     print(f"{count / 1e6:.1f} M weights, groups of {arguments.group} channels, peak memory {peak}")
-    print(table(["weights", "bits", "ours", "coremltools", "×", "SNR", "error"], lines, right=range(1, 7)))
+    print(
+        table(
+            ["weights", "bits", "ours", "coremltools" if other is None else "other", "×", "SNR", "error"],
+            lines,
+            right=range(1, 7),
+        )
+    )
 
 
 if __name__ == "__main__":

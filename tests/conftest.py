@@ -215,16 +215,25 @@ def small_golden(reference_checkpoint: Checkpoint, shared: SharedExports) -> Gol
 
 
 @pytest.fixture(scope="session")
-def campaign_bundle(shared: SharedExports) -> Path:
+def demo_checkpoint() -> Checkpoint:
+    return Checkpoint.open(ROOT / "examples" / "demo_checkpoint" / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def demo_golden(demo_checkpoint: Checkpoint, shared: SharedExports) -> Golden:
+    """A small one; that of the shipped prompts is golden/demo."""
+    return shared.golden(demo_checkpoint, shared.prompts(DEMO_PROMPTS.format(images=shipped("golden"))))
+
+
+@pytest.fixture(scope="session")
+def campaign_bundle(demo_checkpoint: Checkpoint, demo_golden: Golden, shared: SharedExports) -> Path:
     """Two components of the demo's checkpoint on five targets with their own recipes, to be corrupted.
 
     Not the fixture's, whose random weights miss the gates of some recipes. Static shapes are of one length,
     in which the golden's prompts fit. All components of all five would take six minutes of a processor.
     """
-    demo = Checkpoint.open(ROOT / "examples" / "demo_checkpoint" / "checkpoint")
     targets = [
         target.model_copy(update={"sequence": short_sequence(target, 128)})
         for target in load_targets(CAMPAIGN)
     ]
-    golden = shared.golden(demo, shared.prompts(DEMO_PROMPTS.format(images=shipped("golden"))))
-    return shared.export(demo, targets, ("llm", "mcp"), golden).bundle
+    return shared.export(demo_checkpoint, targets, ("llm", "mcp"), demo_golden).bundle

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from PIL import Image
 from shared_exports import SharedExports
 
@@ -28,11 +27,6 @@ from mobile_o_export.tokenizer import Tokenizer
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "demo_checkpoint"
 CHECKPOINT = EXAMPLE / "checkpoint"
-
-
-@pytest.fixture(scope="module")
-def demo() -> Checkpoint:
-    return Checkpoint.open(CHECKPOINT)
 
 
 def test_tasks_are_those_that_the_script_makes(tmp_path: Path) -> None:
@@ -70,15 +64,15 @@ def test_pytorch_reaches_what_is_asked_of_the_demo() -> None:
     assert found.exact.rate >= 0.90
 
 
-def test_the_model_s_own_guidance_is_everyone_s(demo: Checkpoint) -> None:
+def test_the_model_s_own_guidance_is_everyone_s(demo_checkpoint: Checkpoint) -> None:
     """The checkpoint says it; the bundle's ``config/pipeline.json`` is these numbers."""
-    assert settings(demo, Tokenizer(demo.path)).numbers.guidance == 2.0
+    assert settings(demo_checkpoint, Tokenizer(demo_checkpoint.path)).numbers.guidance == 2.0
     recorded = Evaluation.read(CHECKPOINT / EVALUATION_FOLDER / TORCH)
     assert (recorded.settings.guidance, recorded.settings.steps) == (2.0, 20)
 
 
-def test_the_recorded_run_is_what_pytorch_does(demo: Checkpoint, tmp_path: Path) -> None:
-    found = evaluate_models(None, [TORCH], demo, Request(limit=6), tmp_path, lambda *_: None)
+def test_the_recorded_run_is_what_pytorch_does(demo_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    found = evaluate_models(None, [TORCH], demo_checkpoint, Request(limit=6), tmp_path, lambda *_: None)
     run = found.record.models[TORCH]
     folder = CHECKPOINT / EVALUATION_FOLDER / TORCH
     recorded = Evaluation.read(folder)
@@ -93,17 +87,17 @@ def test_the_recorded_run_is_what_pytorch_does(demo: Checkpoint, tmp_path: Path)
 
 
 def test_the_committed_golden_is_of_this_checkpoint_and_machine(
-    demo: Checkpoint, shared: SharedExports
+    demo_checkpoint: Checkpoint, shared: SharedExports
 ) -> None:
-    recorded = shared.golden(demo, ROOT / "golden" / "demo-prompts.toml")
+    recorded = shared.golden(demo_checkpoint, ROOT / "golden" / "demo-prompts.toml")
     rows = distances(Golden.open(ROOT / "golden" / "demo"), recorded)
     assert min(row.snr_db for row in rows) >= LEAST_DB
 
 
 def test_an_exported_target_scores_as_pytorch_did(
-    demo: Checkpoint, shared: SharedExports, tmp_path: Path
+    demo_checkpoint: Checkpoint, demo_golden: Golden, shared: SharedExports, tmp_path: Path
 ) -> None:
-    result = shared.export(demo, load_targets(["tensorrt-orin"]), (), Golden.open(ROOT / "golden" / "demo"))
+    result = shared.export(demo_checkpoint, load_targets(["tensorrt-orin"]), (), demo_golden)
     folder = tmp_path / "evaluation"
     folder.mkdir()
     found = evaluate_models(result.bundle, [], None, Request(limit=12), folder, lambda *_: None)

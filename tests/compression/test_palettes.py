@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from mobile_o_export.compression import palettes
 from mobile_o_export.compression.palettes import palettize
@@ -127,6 +128,28 @@ def test_counting_long_groups_finds_what_sorting_finds(monkeypatch: pytest.Monke
         again = palettize(weights, 6, weighing)
         ratio = errors(weights, again, weighing) / errors(weights, found, weighing)
         np.testing.assert_allclose(ratio, 1, atol=0.003)
+
+
+@pytest.mark.parametrize("weighing", [False, True])
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_weights_of_16_bits_are_counted_and_found_as_if_sorted(
+    monkeypatch: pytest.MonkeyPatch, kind: torch.dtype, weighing: bool
+) -> None:
+    weights = torch.from_numpy(drawn("laplace", 3, 3000)).to(kind).float().numpy()
+    weights[0, :2] = 0.0, -0.0
+    importance = np.random.default_rng(0).integers(0, 3, weights.shape).astype(np.float32)
+    given = importance if weighing else None
+    counted = palettize(weights, 5, given)
+    monkeypatch.setattr(palettes, "_coded", lambda part: None)
+    found = palettize(weights, 5, given)
+    np.testing.assert_array_equal(counted.values, found.values)
+    np.testing.assert_array_equal(counted.indices, found.indices)
+
+
+def test_where_no_weight_counts_all_do() -> None:
+    weights = drawn("normal", 2, 500)
+    importance = np.stack([np.zeros(500), np.ones(500)]).astype(np.float32)
+    np.testing.assert_array_equal(palettize(weights, 3, importance).values, palettize(weights, 3).values)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 70_000.0])
