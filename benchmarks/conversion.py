@@ -59,7 +59,7 @@ def main() -> None:
             for name in ("as they are", "spared"):
                 with ExitStack() as changes:
                     if name == "as they are":
-                        changes.enter_context(patch.object(coreml, "fewer_checks", nullcontext))
+                        changes.enter_context(patch.object(coreml, "spared", nullcontext))
                         for module in (coreml, litert, onnx):
                             changes.enter_context(patch.object(module, "unprinted", nullcontext))
                     seconds, digest = lowered(target.backend, item.request, checkpoint)

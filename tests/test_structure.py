@@ -268,6 +268,7 @@ NEEDS_TORCH = (
     "compression.activations",
     "compression.compress",
     "compression.palettes",
+    "compression.placeholders",
     "compression.recognise",
     "model",
     "tuning",

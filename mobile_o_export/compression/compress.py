@@ -104,6 +104,8 @@ def compress_module(
     statistics: Statistics | None = None,
     dtype: type[np.floating] | None = None,
     least_scale: float = 0.0,
+    *,
+    keep: bool = True,
 ) -> dict[str, Compressed]:
     """Replaces the weights of ``module`` by what their compressed forms restore; these by name.
 
@@ -120,6 +122,7 @@ def compress_module(
         dtype: what a runtime restores weights in, where that is not what the recipe computes in.
         least_scale: integers that need a smaller one become palettes of as many bits, which have none; their
             activations stay floating point.
+        keep: False leaves the module as it is.
 
     Raises:
         ConfigError: a rule matches no weight.
@@ -156,7 +159,8 @@ def compress_module(
         restored = found.restored()
         # The files are held to this as well, at the end of hours.
         require_near(found, restored, f"{where}: {name}")
-        parameter.data = torch.from_numpy(restored).to(parameter.dtype)
+        if keep:
+            parameter.data = torch.from_numpy(restored).to(parameter.dtype)
         done[name] = found
     return done
 

@@ -101,8 +101,17 @@ def _chunks(count: int, length: int) -> Iterator[slice]:
 
 def _each_row(work: Callable[..., None], *arrays: Array) -> None:
     """Calls ``work`` with the same row of all ``arrays``, for each row, in as many threads as torch takes."""
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(work, *arrays))
+
+    def share(first: int) -> None:
+        for row in range(first, len(arrays[0]), threads):
+            work(*(array[row] for array in arrays))
+
+    threads = min(torch.get_num_threads(), len(arrays[0]))
+    if threads < 2:
+        share(0)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(share, range(threads)))
 
 
 # --- weights of 16 bits ---

@@ -61,11 +61,22 @@ class Placed:
         return self.weight.data
 
     def _arranged(self, values: Array) -> Array:
-        """``values`` with an axis for each of the weight's, in the constant's axes."""
-        kept = [size for size, full in zip(values.shape, self.weight.form.shape, strict=True) if full > 1]
-        turned = values.reshape(kept).transpose(self.axes)
-        sizes = iter(turned.shape)
-        return turned.reshape([1 if size == 1 else next(sizes) for size in self.shape])
+        return arrange(values, self.weight.form.shape, self.axes, self.shape)
+
+
+def arrange(values: Array, full: tuple[int, ...], axes: tuple[int, ...], shape: tuple[int, ...]) -> Array:
+    """``values`` of a weight's axes in a constant's.
+
+    Args:
+        values: a number, or one of a group, for each part of the weight along each of its axes.
+        full: the weight's shape.
+        axes: its axes in the constant's order; those of length 1 aside.
+        shape: of the constant.
+    """
+    kept = [size for size, whole in zip(values.shape, full, strict=True) if whole > 1]
+    turned = values.reshape(kept).transpose(axes)
+    sizes = iter(turned.shape)
+    return turned.reshape([1 if size == 1 else next(sizes) for size in shape])
 
 
 class Recogniser:

@@ -9,18 +9,32 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from shared_exports import SharedExports
+from torch import nn
+from torch.nn import functional
 
 from mobile_o_export.backends.base import LowerRequest
-from mobile_o_export.backends.coreml.convert import fewer_checks
-from mobile_o_export.backends.coreml.interpreter import DamagedPackageError, MilProgram, load_mlpackage
+from mobile_o_export.backends.coreml.encode import Encoder
+from mobile_o_export.backends.coreml.interpreter import (
+    DamagedPackageError,
+    Interpreter,
+    MilProgram,
+    load_mlpackage,
+)
+from mobile_o_export.backends.coreml.spared import spared
+from mobile_o_export.backends.coreml.write import write_graphs
 from mobile_o_export.backends.registry import backend
 from mobile_o_export.bundle.manifest import file_entries
 from mobile_o_export.checkpoint import Checkpoint
+from mobile_o_export.components.base import GraphSpec
 from mobile_o_export.components.registry import component
+from mobile_o_export.compression.placeholders import Placeholders
 from mobile_o_export.compression.recipe import Recipe
+from mobile_o_export.errors import ExportError
 from mobile_o_export.precision import Precision
 from mobile_o_export.targets import load_target
+from mobile_o_export.tensors import DType, Role, TensorSpec
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +148,7 @@ def test_a_program_that_a_pass_has_broken_is_caught_before_it_is_written() -> No
 
     (squared,) = program.functions["main"].find_ops(op_type="square")
     squared.outputs[0].child_ops.append(squared)
-    with fewer_checks():
+    with spared():
         program.validate()
         with pytest.raises(InvalidBlockStateError, match="should be consumed"):
             program.validate(check_essential_scope=True)
@@ -162,7 +176,53 @@ def test_what_comes_from_compressed_weights_is_known_while_less_is_checked(compr
     (result,) = main.outputs
     known = set(result.nonreplaceable_vars_upstream)
     result._reset_nonreplaceable_vars_upstream()
-    with fewer_checks(), main:
+    with spared(), main:
         pass  # as each pass enters and leaves the block
     assert set(result.nonreplaceable_vars_upstream) == known
     assert len(known) == compressed
+
+
+class TwoLayers(nn.Module):
+    """One linear layer twice, and one whose weight is not used as it is."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(128, 128, bias=False), nn.Linear(128, 128, bias=False)
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.linear(self.first(self.first(x)), self.second.weight * self.factor)
+
+
+X = TensorSpec("x", (1, 4, 128), DType.FLOAT32, "B N D", Role.FEATURES)
+Y = TensorSpec("y", (1, 4, 128), DType.FLOAT32, "B N D", Role.FEATURES)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_functions_share_weights_which_no_pass_has_seen(tmp_path: Path, half: bool) -> None:
+    module = TwoLayers(1.0).eval()
+    x = torch.randn(1, 4, 128)
+    wanted = module(x).detach().numpy()
+    graphs = [(GraphSpec(name, (name,), (X,), (Y,)), module) for name in ("one", "other")]
+    package = tmp_path / "two.mlpackage"
+    encoder = Encoder(Placeholders(module, {}))
+    assert write_graphs(package, graphs, encoder, "two", half=half, what="two") == {
+        "one": "one",
+        "other": "other",
+    }
+    program = load_mlpackage(package)
+    for name in ("one", "other"):
+        found = Interpreter(program.functions[name], component="two").run({"x": x.numpy()})["y"]
+        np.testing.assert_allclose(found, wanted, atol=1e-2 if half else 1e-5)
+    (file,) = package.rglob("weight.bin")
+    assert file.stat().st_size < 2 * 128 * 128 * (2 if half else 4) + 1000
+
+
+def test_a_weight_that_a_pass_has_changed_is_refused(tmp_path: Path) -> None:
+    module = TwoLayers(2.0).eval()
+    graph = GraphSpec("one", ("one",), (X,), (Y,))
+    encoder = Encoder(Placeholders(module, {}))
+    with pytest.raises(ExportError, match=r"one: 1 weights are not in the converted graph.* second.weight"):
+        write_graphs(tmp_path / "one.mlpackage", [(graph, module)], encoder, "one", half=True, what="one")
+    assert not (tmp_path / "one.mlpackage").exists()

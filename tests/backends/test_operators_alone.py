@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mobile_o_export.backends.base import LowerRequest
-from mobile_o_export.backends.coreml import convert as coreml
+from mobile_o_export.backends.coreml import write as coreml
 from mobile_o_export.backends.coreml.encode import Encoder as CoremlEncoder
 from mobile_o_export.backends.coreml.interpreter import Interpreter, Rounding, load_mlpackage
 from mobile_o_export.backends.coreml.rewrites import TanhGELU
@@ -31,6 +31,7 @@ from mobile_o_export.checkpoint import Checkpoint
 from mobile_o_export.components import building
 from mobile_o_export.components.base import GraphSpec
 from mobile_o_export.components.registry import COMPONENT_NAMES, component
+from mobile_o_export.compression.placeholders import Placeholders
 from mobile_o_export.compression.recipe import Recipe
 from mobile_o_export.compression.recognise import Recogniser
 from mobile_o_export.errors import LoweringError
@@ -192,10 +193,15 @@ def spec() -> GraphSpec:
 # --- the converters ---
 
 
+def coreml_package(package: Path, spec: GraphSpec, module: nn.Module, *, half: bool) -> None:
+    encoder = CoremlEncoder(Placeholders(module, {}))
+    coreml.write_graphs(package, [(spec, module)], encoder, "alone", half=half, what="alone")
+
+
 def by_coreml(folder: Path, values: Mapping[str, Array], *, half: bool) -> dict[str, Array]:
     package = folder / "alone.mlpackage"
     with captured("alone"):
-        coreml.convert(spec(), Alone().eval(), package, half=half, encoder=CoremlEncoder(Recogniser({})))
+        coreml_package(package, spec(), Alone().eval(), half=half)
     rounding = Rounding.TYPED if half else Rounding.FP32
     function = load_mlpackage(package).functions["main"]
     return Interpreter(function, component="alone", rounding=rounding).run(dict(values))
@@ -347,22 +353,20 @@ def test_what_would_be_misread_is_refused(tmp_path: Path, name: str) -> None:
     shape = tuple(operator(torch.rand(1, 8, 12, 12)).shape) or (1,)
     output = TensorSpec("out", shape, DType.FLOAT32, " ".join("BCYX"[: len(shape)]), Role.FEATURES)
     one = GraphSpec("one", ("one",), (IMAGE,), (output,))
-    encoder = CoremlEncoder(Recogniser({}))
     with (
         captured("one"),
         pytest.raises(LoweringError, match=f"one: aten.* cannot be left to coremltools: .*{reason}"),
     ):
-        coreml.convert(one, One(operator), tmp_path / "one.mlpackage", half=False, encoder=encoder)
+        coreml_package(tmp_path / "one.mlpackage", one, One(operator), half=False)
 
 
 def test_a_number_that_fp16_cannot_hold_is_refused_in_fp16_alone(tmp_path: Path) -> None:
     output = TensorSpec("out", (1, 8, 12, 12), DType.FLOAT32, "B C Y X", Role.FEATURES)
     one, module = GraphSpec("one", ("one",), (IMAGE,), (output,)), One(lambda x: x * 1e-9)
-    encoder = CoremlEncoder(Recogniser({}))
     with captured("one"), pytest.raises(LoweringError, match="in fp16 it raises 1e-09 to 6e-08"):
-        coreml.convert(one, module, tmp_path / "half.mlpackage", half=True, encoder=encoder)
+        coreml_package(tmp_path / "half.mlpackage", one, module, half=True)
     with captured("one"):
-        coreml.convert(one, module, tmp_path / "one.mlpackage", half=False, encoder=encoder)
+        coreml_package(tmp_path / "one.mlpackage", one, module, half=False)
 
 
 @pytest.mark.parametrize("name", ["reciprocal", *FAULTS])

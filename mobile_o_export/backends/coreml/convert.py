@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 
 from mobile_o_export.backends.coreml import rewrites
+from mobile_o_export.backends.coreml.spared import spared
 from mobile_o_export.backends.tracing import dynamic_shapes, unprinted
 from mobile_o_export.components import building
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mobile_o_export.backends.coreml.encode import Encoder
+    from mobile_o_export.backends.coreml.weightfile import WeightFile
     from mobile_o_export.components.base import GraphSpec
 
 SKIPPED_PASSES = frozenset(
@@ -32,12 +33,26 @@ SKIPPED_PASSES = frozenset(
     }
 )
 
-DEBUG_MAP = "executorch_debug_handle_mapping.json"
-"""What coremltools leaves in a package for ExecuTorch's debugger, and its manifest does not list."""
+AUTHOR, MODEL = "com.apple.CoreML", "model.mlmodel"
+"""What coremltools names in a package."""
 
 
-def convert(spec: GraphSpec, graph: nn.Module, package: Path, *, half: bool, encoder: Encoder) -> None:
-    """Writes one graph as a package of one function; mutated buffers become states, letters ranges."""
+def convert(
+    spec: GraphSpec, graph: nn.Module, work: Path, *, half: bool, encoder: Encoder, weights: WeightFile
+) -> Any:
+    """The ``Model`` message of one graph, of one function; mutated buffers become states, letters ranges.
+
+    Args:
+        spec: what the graph takes and gives.
+        graph: its weights may be placeholders.
+        work: a folder for coremltools' own files.
+        half: whether the program computes in fp16.
+        encoder: knows the weights.
+        weights: where large constants go.
+
+    Raises:
+        ExportError: a weight of the graph is not in the program.
+    """
     import coremltools as ct
 
     extents = {letter: extent for profile in spec.profiles for letter, extent in profile.extents.items()}
@@ -57,8 +72,7 @@ def convert(spec: GraphSpec, graph: nn.Module, package: Path, *, half: bool, enc
     rewrites.refuse_misread(program.graph_module.graph, spec.name, half=half)
     pipeline = ct.PassPipeline.DEFAULT
     pipeline.remove_passes(SKIPPED_PASSES)
-    if encoder.weights.compressed:
-        encoder.encode_last(pipeline)
+    encoder.encode_last(pipeline)
     precision = ct.transform.FP16ComputePrecision(op_selector=Fp32Islands()) if half else ct.precision.FLOAT32
     inputs = [
         ct.TensorType(
@@ -71,7 +85,8 @@ def convert(spec: GraphSpec, graph: nn.Module, package: Path, *, half: bool, enc
     outputs = [
         ct.TensorType(name=tensor.name, dtype=np.dtype(str(tensor.dtype)).type) for tensor in spec.outputs
     ]
-    with fewer_checks():
+    package = work / f"{spec.name}.mlpackage"
+    with spared(), weights.taking_constants(encoder):
         ct.convert(
             program,
             convert_to="mlprogram",
@@ -84,46 +99,15 @@ def convert(spec: GraphSpec, graph: nn.Module, package: Path, *, half: bool, enc
             # Else it writes a copy among the temporary files, and leaves it there until the process ends.
             package_dir=str(package),
         )
-    (package / DEBUG_MAP).unlink(missing_ok=True)
+    encoder.require(_used(program), spec.name)
+    return read_model(package)
 
 
-@contextmanager
-def fewer_checks() -> Iterator[None]:
-    """Has coremltools check a program a few times on its way, not after each of a hundred passes.
-
-    Its checks go over every use of every value and took a quarter of a conversion (9.0). Those that stay
-    follow each removal of dead code and precede the writing. Nor is the program printed for a silent log.
-    And each pass notes for every value which compressed weights it comes from: another sixth, for nothing
-    while there are none, as there are not before a conversion's last pass.
-    """
-    from coremltools.converters.mil.mil import Block, Program
-
-    whole, printed, noted = Program.validate, Block.indented_str, Block._propagate_nonreplaceable_vars
-
-    def validate(self: Any, check_essential_scope: bool = False) -> None:
-        if check_essential_scope:
-            whole(self, check_essential_scope)
-
-    def note(self: Any) -> None:
-        if _compressed(self):
-            noted(self)
-
-    Program.validate = validate
-    Block.indented_str = lambda *_, **__: ""
-    Block._propagate_nonreplaceable_vars = note
-    try:
-        yield
-    finally:
-        Program.validate, Block.indented_str = whole, printed
-        Block._propagate_nonreplaceable_vars = noted
-
-
-def _compressed(block: Any) -> bool:
-    """Whether a weight of ``block`` or of one within is compressed."""
-    return any(
-        operation.op_type.startswith("constexpr_") or any(_compressed(inner) for inner in operation.blocks)
-        for operation in block.operations
-    )
+def _used(program: torch.export.ExportedProgram) -> list[torch.Tensor]:
+    """The parameters that the graph uses."""
+    names = program.graph_signature.inputs_to_parameters
+    used = [names[node.name] for node in program.graph.nodes if node.name in names and node.users]
+    return [program.state_dict[name] for name in used]
 
 
 class Fp32Islands:
@@ -161,33 +145,47 @@ def _ancestors(operations: Iterable[Any]) -> set[str]:
     return names
 
 
-def merge(parts: Mapping[str, Path], package: Path) -> None:
-    """One package whose functions are the ``main`` of each part; equal weights are stored once."""
-    import coremltools as ct
-
-    descriptor = ct.utils.MultiFunctionDescriptor()
-    for name, part in parts.items():
-        descriptor.add_function(str(part), src_function_name="main", target_function_name=name)
-    descriptor.default_function_name = next(iter(parts))
-    with fewer_checks():
-        ct.utils.save_multifunction(descriptor, str(package))
-
-
-def describe(package: Path, functions: Mapping[str, GraphSpec], component: str) -> None:
-    """Writes the contract into the package, and takes out what differs from run to run.
-
-    Descriptions appear in Xcode. Conversion dates and random identifiers would make equal packages
-    unequal: the protobuf is written in its deterministic order and identifiers are derived from content.
-    """
+def read_model(package: Path) -> Any:
+    """The ``Model`` message in a package of coremltools'."""
     from coremltools.proto import Model_pb2
 
-    manifest_path = package / "Manifest.json"
-    manifest = json.loads(manifest_path.read_text())
-    entries = manifest["itemInfoEntries"]
-    model_path = package / "Data" / entries[manifest["rootModelIdentifier"]]["path"]
-    spec = Model_pb2.Model()
-    spec.ParseFromString(model_path.read_bytes())
-    description = spec.description
+    from mobile_o_export.backends.coreml.interpreter.package import root_model_path
+
+    model = Model_pb2.Model()
+    model.ParseFromString(root_model_path(package).read_bytes())
+    return model
+
+
+def merge(parts: Mapping[str, Any]) -> Any:
+    """One ``Model`` message whose functions are the ``main`` of each part; the first is the default."""
+    from coremltools.proto import Model_pb2
+
+    first = next(iter(parts.values()))
+    whole = Model_pb2.Model()
+    whole.specificationVersion = max(part.specificationVersion for part in parts.values())
+    whole.mlProgram.version = first.mlProgram.version
+    for key in first.mlProgram.attributes:
+        whole.mlProgram.attributes[key].CopyFrom(first.mlProgram.attributes[key])
+    whole.description.metadata.CopyFrom(first.description.metadata)
+    whole.description.defaultFunctionName = next(iter(parts))
+    for name, part in parts.items():
+        whole.mlProgram.functions[name].CopyFrom(part.mlProgram.functions["main"])
+        described = part.description
+        whole.description.functions.add(
+            name=name, input=described.input, output=described.output, state=described.state
+        )
+    return whole
+
+
+def write(
+    model: Any, weights: WeightFile, package: Path, functions: Mapping[str, GraphSpec], component: str
+) -> None:
+    """Writes ``package`` of a ``Model`` message and its weights, with the contract that Xcode shows.
+
+    Conversion dates and random identifiers would make equal packages unequal: the protobuf is written in its
+    deterministic order and identifiers are derived from content.
+    """
+    description = model.description
     description.metadata.shortDescription = f"Mobile-O {component}, made by mobile-o-export"
     for key in list(description.metadata.userDefined):
         if "date" in key:
@@ -199,13 +197,22 @@ def describe(package: Path, functions: Mapping[str, GraphSpec], component: str) 
             if feature.name in notes:
                 tensor = notes[feature.name]
                 feature.shortDescription = f"{tensor.layout}: {tensor.description or tensor.role}"
-    content = spec.SerializeToString(deterministic=True)
-    model_path.write_bytes(content)
+    content = model.SerializeToString(deterministic=True)
+    data = package / "Data" / AUTHOR
+    data.mkdir(parents=True)
+    (data / MODEL).write_bytes(content)
+    weights.move(data / "weights")
 
     seed = uuid.UUID(bytes=sha256(content).digest()[:16])
-    renamed = {old: str(uuid.uuid5(seed, entry["path"])).upper() for old, entry in sorted(entries.items())}
-    manifest["itemInfoEntries"] = {
-        renamed[old]: entry for old, entry in sorted(entries.items(), key=lambda item: renamed[item[0]])
+    entries = {
+        str(uuid.uuid5(seed, name)).upper(): {
+            "author": AUTHOR,
+            "description": f"CoreML Model {kind}",
+            "name": name,
+            "path": f"{AUTHOR}/{name}",
+        }
+        for name, kind in ((MODEL, "Specification"), ("weights", "Weights"))
     }
-    manifest["rootModelIdentifier"] = renamed[manifest["rootModelIdentifier"]]
-    manifest_path.write_text(json.dumps(manifest, indent=4, sort_keys=True) + "\n")
+    root = next(key for key, entry in entries.items() if entry["name"] == MODEL)
+    manifest = {"fileFormatVersion": "1.0.0", "itemInfoEntries": entries, "rootModelIdentifier": root}
+    (package / "Manifest.json").write_text(json.dumps(manifest, indent=4, sort_keys=True) + "\n")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +13,13 @@ from mobile_o_export.backends.base import Artifact, GraphFile, LowerRequest
 from mobile_o_export.backends.coreml import convert
 from mobile_o_export.backends.coreml.encode import Encoder
 from mobile_o_export.backends.coreml.rewrites import spell_out_tanh_gelu
+from mobile_o_export.backends.coreml.weightfile import WeightFile
 from mobile_o_export.compression.check import check_weights
 from mobile_o_export.compression.compress import compress_module, round_inputs
-from mobile_o_export.compression.recognise import Recogniser
+from mobile_o_export.compression.placeholders import Placeholders
 from mobile_o_export.members import MemberName
 from mobile_o_export.precision import Precision
-from mobile_o_export.progress import Say
+from mobile_o_export.progress import Say, silent
 from mobile_o_export.quiet import captured
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def write_package(
 
     Raises:
         LoweringError: coremltools failed.
-        ExportError: a compressed weight is in no graph.
+        ExportError: a weight is in no graph, or was changed on its way there.
         GateError: a weight read back is not what was compressed.
     """
     component = request.component.name
@@ -62,33 +62,59 @@ def write_package(
     module = load()
     spell_out_tanh_gelu(module)
     compressed = compress_module(
-        module, request.recipe, what, progress, request.statistics, least_scale=LEAST_SCALE
+        module, request.recipe, what, progress, request.statistics, least_scale=LEAST_SCALE, keep=False
     )
-    weights = Recogniser(compressed)
     round_inputs(module, compressed)
-    encoder = Encoder(weights)
+    encoder = Encoder(Placeholders(module, compressed))
+    graphs = ((spec, graph(module, spec)) for spec in specs)
     half = request.recipe.floating == Precision.FP16
-    with tempfile.TemporaryDirectory(dir=package.parent) as work:
-        parts = {}
-        for spec in specs:
-            progress(f"converting {spec.name}")
-            parts[spec.name] = Path(work) / f"{spec.name}.mlpackage"
-            with captured(f"{what} ({spec.name})"):
-                own = graph(module, spec)
-                convert.convert(spec, own, parts[spec.name], half=half, encoder=encoder)
-        del module, own
-        weights.require_all(component)
-        if len(specs) == 1:
-            shutil.move(parts[specs[0].name], package)
-        else:
-            progress("sharing the functions' weights")
-            with captured(f"{what} (multifunction)"):
-                convert.merge(parts, package)
-    entries = {spec.name: spec.name if len(specs) > 1 else DEFAULT_FUNCTION for spec in specs}
-    with captured(f"{what} (description)"):
-        convert.describe(package, {entries[spec.name]: spec for spec in specs}, component)
+    entries = write_graphs(package, graphs, encoder, component, half=half, what=what, progress=progress)
     progress("reading the weights back")
     rows = check_weights(compressed, encoder.stored(package, component), component)
     return Artifact(
         tuple(GraphFile(spec, MemberName(package.name), entries[spec.name]) for spec in specs), rows
     )
+
+
+def write_graphs(
+    package: Path,
+    graphs: Iterable[tuple[GraphSpec, nn.Module]],
+    encoder: Encoder,
+    component: str,
+    *,
+    half: bool,
+    what: str,
+    progress: Say = silent,
+) -> dict[str, str]:
+    """Writes ``package`` of ``graphs``, whose weights may be placeholders; its functions, by graph.
+
+    Args:
+        package: the ``.mlpackage`` folder to be.
+        graphs: what each takes and gives, and the graph.
+        encoder: knows the weights.
+        component: of the model, for messages and for Xcode.
+        half: whether the programs compute in fp16.
+        what: is done, for messages.
+        progress: told what happens.
+
+    Raises:
+        LoweringError: coremltools failed.
+        ExportError: a weight is in no graph, or was changed on its way there.
+    """
+    with tempfile.TemporaryDirectory(dir=package.parent) as work:
+        weights = WeightFile(Path(work) / "weights")
+        specs, parts = {}, {}
+        for spec, module in graphs:
+            progress(f"converting {spec.name}")
+            specs[spec.name] = spec
+            with captured(f"{what} ({spec.name})"):
+                parts[spec.name] = convert.convert(
+                    spec, module, Path(work), half=half, encoder=encoder, weights=weights
+                )
+        encoder.require_all(component)
+        entries = {name: name for name in specs} if len(specs) > 1 else dict.fromkeys(specs, DEFAULT_FUNCTION)
+        with captured(f"{what} (package)"):
+            model = convert.merge(parts) if len(parts) > 1 else next(iter(parts.values()))
+            described = {entries[name]: spec for name, spec in specs.items()}
+            convert.write(model, weights, package, described, component)
+    return entries

@@ -1,0 +1,130 @@
+"""Weights that stay outside of a conversion: a module is traced and converted with numbers that name them.
+
+A placeholder is as large as its weight and as small as one row in memory: its first row is a number of its
+own, all others are ``REST``. So a constant of a converted graph says which weight belongs there, and in which
+order of its axes. A conversion that computes with weights makes a constant of other numbers, which names
+none: a graph whose placeholders are not all found again is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from mobile_o_export.compression.compress import weights_of
+from mobile_o_export.compression.recognise import Placed, arrange
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mobile_o_export.compression.compress import Compressed
+    from mobile_o_export.parity.metrics import Array
+
+REST = np.float16(1.5)
+NAMES = np.arange(0x0400, 0x7C00, dtype=np.uint16).view(np.float16)
+"""What first rows are: each normal number of fp16 but ``REST``, so that a cast keeps them."""
+
+LEAST_SIZE = 1 << 14
+"""Elements of a floating-point weight that has a placeholder; compressed ones all have."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A weight that stays floating point, as a constant of a graph.
+
+    Attributes:
+        name: of the parameter.
+        source: its numbers, in its own axes.
+        axes: these in the order that the constant has them; axes of length 1 aside.
+        shape: of the constant.
+    """
+
+    name: str
+    source: torch.Tensor
+    axes: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    def numbers(self, dtype: type[np.floating]) -> Array:
+        """The constant."""
+        return arrange(self.source.float().numpy(), tuple(self.source.shape), self.axes, self.shape).astype(
+            dtype
+        )
+
+
+class Placeholders:
+    """The weights of one module whose places placeholders keep.
+
+    Args:
+        module: ready to be traced. Its compressed weights, and large ones that are not, are replaced.
+        compressed: weights of it, by name.
+    """
+
+    def __init__(self, module: nn.Module, compressed: Mapping[str, Compressed]) -> None:
+        self.compressed = compressed
+        self._kept: dict[str, torch.Tensor] = {}
+        self._named: dict[float, str] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._rows: dict[int, tuple[str, torch.Tensor]] = {}
+        names = iter(NAMES[NAMES != REST].tolist())
+        for name, parameter in weights_of(module):
+            if name not in compressed:
+                if parameter.numel() < LEAST_SIZE or beyond_half(parameter):
+                    continue
+                self._kept[name] = parameter.detach()
+            self._shapes[name] = tuple(parameter.shape)
+            marker = next(names)
+            self._named[marker] = name
+            parameter.data = _placeholder(marker, self._shapes[name], parameter.dtype)
+            # Kept with its row, so that no other tensor comes to lie there.
+            self._rows[parameter.data_ptr()] = name, parameter.data
+
+    def among(self, tensors: Iterable[torch.Tensor]) -> set[str]:
+        """The weights that placeholders among ``tensors`` stand for."""
+        return {self._rows[at][0] for tensor in tensors if (at := tensor.data_ptr()) in self._rows}
+
+    def find(self, constant: Array) -> Placed | Kept | None:
+        """The weight that a floating-point ``constant`` keeps the place of, if it is a placeholder."""
+        first = constant[(0,) * constant.ndim]
+        name = self._named.get(float(first))
+        if name is None or constant.size != np.prod(self._shapes[name]):
+            return None
+        axes = _order(constant, first, self._shapes[name])
+        if axes is None:
+            return None
+        if name in self.compressed:
+            return Placed(self.compressed[name], axes, constant.shape)
+        return Kept(name, self._kept[name], axes, constant.shape)
+
+
+def beyond_half(weight: torch.Tensor) -> bool:
+    """Whether fp16 cannot hold one of its numbers: a converter has to see those."""
+    return not float(weight.detach().abs().amax()) <= float(np.finfo(np.float16).max)
+
+
+def _placeholder(marker: float, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """The first row along its first axis of several numbers is ``marker``, the others are ``REST``."""
+    axis = _marked(shape)
+    row = torch.full((shape[axis],), float(REST), dtype=dtype)
+    row[0] = marker
+    return row.reshape([-1 if at == axis else 1 for at in range(len(shape))]).expand(shape)
+
+
+def _marked(shape: tuple[int, ...]) -> int:
+    return next(axis for axis, size in enumerate(shape) if size > 1)
+
+
+def _order(constant: Array, first: np.floating, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The axes of a weight of ``shape`` in the order that its placeholder ``constant`` has them."""
+    dense = [size for size in shape if size > 1]
+    squeezed = constant.reshape([size for size in constant.shape if size > 1])
+    for axes in (tuple(range(len(dense))), tuple(reversed(range(len(dense))))):
+        if squeezed.shape != tuple(dense[axis] for axis in axes):
+            continue
+        rows = np.moveaxis(squeezed, axes.index(0), 0)
+        if (rows[0] == first).all() and (rows[1:] == REST).all():
+            return axes
+    return None
