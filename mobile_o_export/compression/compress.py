@@ -20,6 +20,7 @@ from mobile_o_export.compression import affine
 from mobile_o_export.compression.activations import Statistics, layers, quantize_inputs
 from mobile_o_export.compression.check import require_near
 from mobile_o_export.compression.form import Form
+from mobile_o_export.compression.half import narrowed
 from mobile_o_export.compression.integers import Integers, quantize
 from mobile_o_export.compression.palettes import Palettes, palettize
 from mobile_o_export.errors import ExportError
@@ -49,7 +50,7 @@ class Compressed:
         form: how it is stored.
         data: palettes, integers or integers with offsets of the G groups, a group the weights of a row-major
             run.
-        source: the weight before, float32.
+        source: the weight before: float32, or of 16 bits where it had no more.
         dtype: what a runtime computes it in: float16 or float32.
         input_scale: the step of the integers that it is multiplied by, where these are calibrated.
         output_scale: … of those that its layer's results may be rounded to.
@@ -122,7 +123,7 @@ def compress_module(
         dtype: what a runtime restores weights in, where that is not what the recipe computes in.
         least_scale: integers that need a smaller one become palettes of as many bits, which have none; their
             activations stay floating point.
-        keep: False leaves the module as it is.
+        keep: False leaves zeros in the place of compressed weights, and no memory to them.
 
     Raises:
         ConfigError: a rule matches no weight.
@@ -159,9 +160,9 @@ def compress_module(
         restored = found.restored()
         # The files are held to this as well, at the end of hours.
         require_near(found, restored, f"{where}: {name}")
-        if keep:
-            parameter.data = torch.from_numpy(restored).to(parameter.dtype)
-        done[name] = found
+        stays = torch.from_numpy(restored).to(parameter.dtype) if keep else parameter.new_zeros(())
+        parameter.data = stays.expand(form.shape)
+        done[name] = replace(found, source=narrowed(weight))
     return done
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from ml_dtypes import bfloat16
 
 from mobile_o_export.errors import ExportError
 
@@ -23,3 +24,13 @@ def within_half(weights: Array, done: str) -> Array:
     if not np.abs(wide).max(initial=0) <= np.finfo(np.float16).max:
         raise ExportError(f"a weight is NaN, infinite or beyond fp16's range: it cannot be {done}.")
     return wide
+
+
+def narrowed(weight: Array) -> Array:
+    """A float32 ``weight`` as fp16 or bf16 where that is all of it, to be kept in half of the memory."""
+    for dtype in (np.dtype(np.float16), np.dtype(bfloat16)):
+        with np.errstate(over="ignore"):
+            narrow = weight.astype(dtype)
+        if np.array_equal(narrow, weight):
+            return narrow
+    return weight

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from mobile_o_export.compression.compress import weights_of
+from mobile_o_export.compression.half import narrowed
 from mobile_o_export.compression.recognise import Placed, arrange
 
 if TYPE_CHECKING:
@@ -44,15 +45,13 @@ class Kept:
     """
 
     name: str
-    source: torch.Tensor
+    source: Array
     axes: tuple[int, ...]
     shape: tuple[int, ...]
 
     def numbers(self, dtype: type[np.floating]) -> Array:
         """The constant."""
-        return arrange(self.source.float().numpy(), tuple(self.source.shape), self.axes, self.shape).astype(
-            dtype
-        )
+        return arrange(self.source, self.source.shape, self.axes, self.shape).astype(dtype)
 
 
 class Placeholders:
@@ -65,7 +64,7 @@ class Placeholders:
 
     def __init__(self, module: nn.Module, compressed: Mapping[str, Compressed]) -> None:
         self.compressed = compressed
-        self._kept: dict[str, torch.Tensor] = {}
+        self._kept: dict[str, Array] = {}
         self._named: dict[float, str] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._rows: dict[int, tuple[str, torch.Tensor]] = {}
@@ -74,7 +73,7 @@ class Placeholders:
             if name not in compressed:
                 if parameter.numel() < LEAST_SIZE or beyond_half(parameter):
                     continue
-                self._kept[name] = parameter.detach()
+                self._kept[name] = narrowed(parameter.detach().float().numpy())
             self._shapes[name] = tuple(parameter.shape)
             marker = next(names)
             self._named[marker] = name
@@ -110,6 +109,7 @@ def _placeholder(marker: float, shape: tuple[int, ...], dtype: torch.dtype) -> t
     axis = _marked(shape)
     row = torch.full((shape[axis],), float(REST), dtype=dtype)
     row[0] = marker
+    assert float(row[0]) == marker, f"{dtype} has no {marker}"
     return row.reshape([-1 if at == axis else 1 for at in range(len(shape))]).expand(shape)
 
 

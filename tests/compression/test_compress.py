@@ -106,6 +106,28 @@ def test_weights_too_small_for_scales_become_palettes() -> None:
     assert {str(weight.form.precision) for weight in usual.values()} == {"w8"}
 
 
+@pytest.mark.parametrize(
+    ("dtype", "size"), [(torch.float16, 2), (torch.bfloat16, 2), (torch.float32, 4)], ids=str
+)
+def test_a_source_is_kept_exactly_in_as_few_bytes_as_it_has(dtype: torch.dtype, size: int) -> None:
+    module = Small()
+    with torch.no_grad():
+        module.first.weight.copy_(module.first.weight.to(dtype))
+    before = module.first.weight.detach().clone().numpy()
+    source = compress_module(module, recipe("w4_lut_g16"), "here")["first.weight"].source
+    assert source.dtype.itemsize == size
+    np.testing.assert_array_equal(source.astype(np.float32), before)
+
+
+def test_a_module_that_does_not_keep_its_weights_has_no_memory_of_them() -> None:
+    module = Small()
+    weights = compress_module(module, recipe("w4_lut_g16"), "here", keep=False)
+    for name, parameter in module.named_parameters():
+        if name in weights:
+            assert parameter.shape == weights[name].form.shape
+            assert parameter.untyped_storage().nbytes() == 4
+
+
 def test_tied_weights_stay_tied() -> None:
     embedding, head = nn.Embedding(128, 64), nn.Linear(64, 128, bias=False)
     head.weight = embedding.weight
