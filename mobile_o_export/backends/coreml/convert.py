@@ -201,7 +201,9 @@ def write(
     data = package / "Data" / AUTHOR
     data.mkdir(parents=True)
     (data / MODEL).write_bytes(content)
-    weights.move(data / "weights")
+    parts = {MODEL: "Specification"}
+    if weights.move(data / "weights"):
+        parts["weights"] = "Weights"
 
     seed = uuid.UUID(bytes=sha256(content).digest()[:16])
     entries = {
@@ -211,7 +213,7 @@ def write(
             "name": name,
             "path": f"{AUTHOR}/{name}",
         }
-        for name, kind in ((MODEL, "Specification"), ("weights", "Weights"))
+        for name, kind in parts.items()
     }
     root = next(key for key, entry in entries.items() if entry["name"] == MODEL)
     manifest = {"fileFormatVersion": "1.0.0", "itemInfoEntries": entries, "rootModelIdentifier": root}

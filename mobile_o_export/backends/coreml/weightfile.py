@@ -50,10 +50,12 @@ class WeightFile:
         with patch.object(load, "MILProtoExporter", Exporter):
             yield
 
-    def move(self, folder: Path) -> None:
-        """Ends the file, in ``folder`` from now on."""
-        self._writer = None  # its last bytes are written when it goes
-        self.folder = self.folder.rename(folder)
+    def move(self, folder: Path) -> bool:
+        """Ends the file, in ``folder`` from now on; False where nothing was written and there is none."""
+        written, self._writer = self._writer is not None, None  # its last bytes are written when it goes
+        if written:
+            self.folder = self.folder.rename(folder)
+        return written
 
     def _take(self, variable: Any, encoder: Encoder) -> int:
         """Where the value of a constant is in the file, to which it is written if it is new."""
