@@ -36,6 +36,15 @@ SAME = {
     "a window that is off": {"use_sliding_window": False, "sliding_window": 64, "max_window_layers": 2},
     "size of heads as it follows": {"head_dim": 32},
     "several ends": {"eos_token_id": [555, 554]},
+    # LLaVA's scripts write them; the MobileCLIP tower of apple/ml-fastvlm (ce11b7f) reads none.
+    "of other towers": {
+        "mm_vision_select_layer": -2,
+        "mm_vision_select_feature": "patch",
+        "mm_patch_merge_type": "flat",
+        "mm_use_im_patch_token": False,
+        "image_grid_pinpoints": None,
+        "tokenizer_padding_side": "right",
+    },
 }
 
 REFUSED = {
