@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numba
 import numpy as np
 import pytest
 import torch
 
-from mobile_o_export.compression import palettes
+from mobile_o_export.compression import clusters, palettes
 from mobile_o_export.compression.palettes import palettize
 from mobile_o_export.errors import ExportError
 from mobile_o_export.parity.metrics import Array
@@ -150,6 +153,18 @@ def test_where_no_weight_counts_all_do() -> None:
     weights = drawn("normal", 2, 500)
     importance = np.stack([np.zeros(500), np.ones(500)]).astype(np.float32)
     np.testing.assert_array_equal(palettize(weights, 3, importance).values, palettize(weights, 3).values)
+
+
+def test_where_compiled_code_cannot_be_kept_it_is_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = numba.njit
+
+    def njit(**options: Any) -> Any:
+        if options.pop("cache", False):
+            raise RuntimeError("cannot cache function: no locator available")
+        return whole(**options)
+
+    monkeypatch.setattr(numba, "njit", njit)
+    assert clusters.compiled(lambda x: x + 1)(1) == 2
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 70_000.0])
