@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -65,16 +66,17 @@ def main() -> None:
     parser.add_argument("--target", default="coreml-ane")
     parser.add_argument("--component", action="append", choices=COMPONENT_NAMES)
     parser.add_argument("--times", type=int, default=1, help="of which the quickest counts")
-    parser.add_argument("--work", type=Path, default=Path("/tmp"), help="where files are written and removed")
+    parser.add_argument("--work", type=Path, help="where files are written and removed again")
     arguments = parser.parse_args()
     checkpoint, other = arguments.checkpoint.resolve(), arguments.other.resolve()
+    work = arguments.work or Path(tempfile.gettempdir())
     lines = []
     for component in arguments.component or COMPONENT_NAMES:
         best: dict[Path, dict[str, Any]] = {}
         for _ in range(arguments.times):
             for tree in (other, HERE):
                 print(f"{component}, {tree.name}", file=sys.stderr, flush=True)
-                found = lower(tree, checkpoint, arguments.target, component, arguments.work)
+                found = lower(tree, checkpoint, arguments.target, component, work)
                 best[tree] = min(best.get(tree, found), found, key=lambda one: one["seconds"])
         before, now = best[other], best[HERE]
         faster, leaner = before["seconds"] / now["seconds"], now["peak"] / before["peak"]
