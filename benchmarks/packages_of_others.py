@@ -9,7 +9,6 @@ Usage: packages_of_others.py
 from __future__ import annotations
 
 import importlib.util
-import math
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from mobile_o_export.backends.coreml.interpreter import Interpreter, Rounding, load_mlpackage
+from mobile_o_export.parity.metrics import snr_db
 
 WHEELS = (
     "basic-pitch==0.4.0",
@@ -83,12 +83,6 @@ def by_torchcrepe(folder: Path, size: str, x: Any) -> Arrays:
         return {"probabilities": network.eval()(torch.from_numpy(x)).numpy()}
 
 
-def level(found: Any, wanted: Any) -> float:
-    """Signal to noise, in dB."""
-    noise = float(np.square(found.astype(np.float64) - wanted.astype(np.float64)).sum())
-    return 10 * math.log10(float(np.square(wanted.astype(np.float64)).sum()) / noise) if noise else math.inf
-
-
 def compare(name: str, package: Path, given: Arrays, wanted: Arrays) -> bool:
     """Prints how far the package's results are from ``wanted``; whether they are near enough."""
     (function,) = load_mlpackage(package).functions.values()
@@ -98,7 +92,7 @@ def compare(name: str, package: Path, given: Arrays, wanted: Arrays) -> bool:
         for output, value in found.items():
             # The two name their outputs differently: the nearest of its size is an output's own.
             levels = [
-                level(value.reshape(-1), one.reshape(-1)) for one in wanted.values() if one.size == value.size
+                snr_db(one, value.reshape(one.shape)) for one in wanted.values() if one.size == value.size
             ]
             best = max(levels)
             near = near and best >= least

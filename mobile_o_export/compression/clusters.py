@@ -103,6 +103,20 @@ def _code(rank: int) -> int:
 
 
 @compiled
+def _points_between(
+    low: int, high: int, weighs: Any, numbers: Any, places: Any, mass: Any, moment: Any
+) -> int:
+    """Fills the points of the codes from one rank to another that weigh something; how many there are."""
+    found = 0
+    mass[0] = moment[0] = 0.0
+    for rank in range(low, high + 1):
+        code = _code(rank)
+        if weighs[code] > 0:
+            found = _add(places, mass, moment, found, numbers[code], weighs[code])
+    return found
+
+
+@compiled
 def points_of_codes(codes: Any, importance: Any, numbers: Any, places: Any, mass: Any, moment: Any) -> int:
     """Fills the distinct weights of a group and the prefix sums; how many there are.
 
@@ -115,23 +129,15 @@ def points_of_codes(codes: Any, importance: Any, numbers: Any, places: Any, mass
         moment: likewise, of mass × place.
     """
     low, high = _ranks(codes)
-    found = 0
-    mass[0] = moment[0] = 0.0
     if len(importance):
         weighs = np.zeros(CODES)
         for index in range(len(codes)):
             weighs[codes[index]] += importance[index]
-        for rank in range(low, high + 1):
-            if weighs[_code(rank)] > 0.0:
-                found = _add(places, mass, moment, found, numbers[_code(rank)], weighs[_code(rank)])
-        return found
+        return _points_between(low, high, weighs, numbers, places, mass, moment)
     count = np.zeros(CODES, np.int32)  # half as large, and faster by half
     for index in range(len(codes)):
         count[codes[index]] += 1
-    for rank in range(low, high + 1):
-        if count[_code(rank)]:
-            found = _add(places, mass, moment, found, numbers[_code(rank)], count[_code(rank)])
-    return found
+    return _points_between(low, high, count, numbers, places, mass, moment)
 
 
 @compiled
@@ -225,6 +231,12 @@ def _refine(places: Any, cuts: Any, candidates: Any) -> None:
 
 
 @compiled
+def _lowest(level: int, clusters: int) -> int:
+    """The first candidate that the cut after so many runs may be at; the last cut is the last one."""
+    return clusters * FINER if level == clusters else max(0, (level - DRIFT) * FINER)
+
+
+@compiled
 def _divide(mass: Any, moment: Any, candidates: Any, cuts: Any) -> None:
     """Fills ``cuts`` [K + 1] with the best ones among ``candidates`` [K × FINER + 1], by dynamic programming.
 
@@ -243,14 +255,13 @@ def _divide(mass: Any, moment: Any, candidates: Any, cuts: Any) -> None:
     choices = np.empty((clusters + 1, width), np.int64)
     before[0] = 0.0
     low_before, high_before = 0, 0
+    widest = 1
+    while widest <= width:
+        widest *= 2
     for level in range(1, clusters + 1):
-        low, high = max(0, level * FINER - reach), min(last, level * FINER + reach)
-        if level == clusters:
-            low = last
+        low, high = _lowest(level, clusters), min(last, level * FINER + reach)
         # Every other of those that are left, between the begins of its neighbours that are known.
-        step = 1
-        while step <= width:
-            step *= 2
+        step = widest
         while step > 1:
             half = step // 2
             for stop in range(low + half - 1, high + 1, step):
@@ -272,8 +283,7 @@ def _divide(mass: Any, moment: Any, candidates: Any, cuts: Any) -> None:
     chosen = last
     for level in range(clusters, 0, -1):
         cuts[level] = candidates[chosen]
-        low = last if level == clusters else max(0, level * FINER - reach)
-        chosen = choices[level, chosen - low]
+        chosen = choices[level, chosen - _lowest(level, clusters)]
     cuts[0] = 0
 
 

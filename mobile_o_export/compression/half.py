@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from mobile_o_export.parity.metrics import Array
 
 
+def fits_half(weights: Array) -> bool:
+    """Whether each of ``weights`` is finite as fp16."""
+    # Beyond its range fp16 is infinite, and NaN compares with nothing.
+    return bool(np.abs(weights).max(initial=0) <= np.finfo(np.float16).max)
+
+
 def within_half(weights: Array, done: str) -> Array:
     """``weights`` as contiguous float32, of which each is finite as fp16; ``done`` says what was to be done.
 
@@ -20,17 +26,20 @@ def within_half(weights: Array, done: str) -> Array:
         ExportError: a weight is not finite, or beyond fp16's range.
     """
     wide = np.ascontiguousarray(weights, np.float32)
-    # Beyond its range fp16 is infinite, and NaN compares with nothing.
-    if not np.abs(wide).max(initial=0) <= np.finfo(np.float16).max:
+    if not fits_half(wide):
         raise ExportError(f"a weight is NaN, infinite or beyond fp16's range: it cannot be {done}.")
     return wide
 
 
-def narrowed(weight: Array) -> Array:
-    """A float32 ``weight`` as fp16 or bf16 where that is all of it, to be kept in half of the memory."""
-    for dtype in (np.dtype(np.float16), np.dtype(bfloat16)):
-        with np.errstate(over="ignore"):
-            narrow = weight.astype(dtype)
-        if np.array_equal(narrow, weight):
-            return narrow
-    return weight
+def narrowed(weights: Array) -> Array:
+    """float32 ``weights`` as bf16 or fp16 where that is all of them, else as they are."""
+    import torch
+
+    wide = np.ascontiguousarray(weights)
+    halves = wide.reshape(-1).view(np.uint16)
+    if not halves[::2].any():  # the lower halves, of little-endian numbers
+        narrow: Array = np.ascontiguousarray(halves[1::2]).view(bfloat16)
+        return narrow.reshape(wide.shape)
+    whole = torch.from_numpy(wide)
+    half = whole.half()  # NumPy takes three times as long
+    return half.numpy() if torch.equal(half.float(), whole) else weights

@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from mobile_o_export.compression.half import within_half
+from mobile_o_export.compression.half import narrowed, within_half
 
 if TYPE_CHECKING:
     from mobile_o_export.parity.metrics import Array
@@ -139,21 +139,14 @@ class _Coded:
 
 def _coded(part: Array) -> _Coded | None:
     """float32 [G, N] as bf16 or fp16, where each weight is one."""
-    halves = part.view(np.uint16)
-    if not halves[:, ::2].any():  # the lower halves, of little-endian numbers
-        return _Coded(np.ascontiguousarray(halves[:, 1::2]), _numbers("bf16"))
-    wide = torch.from_numpy(part)
-    half = wide.half()
-    return _Coded(half.numpy().view(np.uint16), _numbers("fp16")) if torch.equal(half.float(), wide) else None
+    narrow = narrowed(part)
+    return _Coded(narrow.view(np.uint16), _numbers(narrow.dtype)) if narrow.dtype.itemsize == 2 else None
 
 
 @cache
-def _numbers(kind: str) -> Array:
-    """What all codes of 16 bits stand for, float32 [65536]."""
-    codes = np.arange(1 << 16, dtype=np.uint32)
-    if kind == "bf16":
-        return (codes << 16).view(np.float32)
-    return codes.astype(np.uint16).view(np.float16).astype(np.float32)
+def _numbers(dtype: np.dtype[Any]) -> Array:
+    """What all codes of a 16-bit type stand for, float32 [65536]."""
+    return np.arange(1 << 16, dtype=np.uint16).view(dtype).astype(np.float32)
 
 
 # --- clusters ---

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from mobile_o_export.compression.compress import weights_of
-from mobile_o_export.compression.half import narrowed
+from mobile_o_export.compression.half import fits_half, narrowed
 from mobile_o_export.compression.recognise import Placed, arrange
 
 if TYPE_CHECKING:
@@ -66,18 +66,18 @@ class Placeholders:
         self.compressed = compressed
         self._kept: dict[str, Array] = {}
         self._named: dict[float, str] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
         self._rows: dict[int, tuple[str, torch.Tensor]] = {}
         names = iter(NAMES[NAMES != REST].tolist())
         for name, parameter in weights_of(module):
             if name not in compressed:
-                if parameter.numel() < LEAST_SIZE or beyond_half(parameter):
+                weight = parameter.detach().float().numpy()
+                # A converter has to see what fp16 cannot hold.
+                if weight.size < LEAST_SIZE or not fits_half(weight):
                     continue
-                self._kept[name] = narrowed(parameter.detach().float().numpy())
-            self._shapes[name] = tuple(parameter.shape)
+                self._kept[name] = narrowed(weight)
             marker = next(names)
             self._named[marker] = name
-            parameter.data = _placeholder(marker, self._shapes[name], parameter.dtype)
+            parameter.data = _placeholder(marker, tuple(parameter.shape), parameter.dtype)
             # Kept with its row, so that no other tensor comes to lie there.
             self._rows[parameter.data_ptr()] = name, parameter.data
 
@@ -89,32 +89,25 @@ class Placeholders:
         """The weight that a floating-point ``constant`` keeps the place of, if it is a placeholder."""
         first = constant[(0,) * constant.ndim]
         name = self._named.get(float(first))
-        if name is None or constant.size != np.prod(self._shapes[name]):
+        if name is None:
             return None
-        axes = _order(constant, first, self._shapes[name])
+        compressed = self.compressed.get(name)
+        shape = self._kept[name].shape if compressed is None else compressed.form.shape
+        axes = _order(constant, first, shape)
         if axes is None:
             return None
-        if name in self.compressed:
-            return Placed(self.compressed[name], axes, constant.shape)
-        return Kept(name, self._kept[name], axes, constant.shape)
-
-
-def beyond_half(weight: torch.Tensor) -> bool:
-    """Whether fp16 cannot hold one of its numbers: a converter has to see those."""
-    return not float(weight.detach().abs().amax()) <= float(np.finfo(np.float16).max)
+        if compressed is None:
+            return Kept(name, self._kept[name], axes, constant.shape)
+        return Placed(compressed, axes, constant.shape)
 
 
 def _placeholder(marker: float, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """The first row along its first axis of several numbers is ``marker``, the others are ``REST``."""
-    axis = _marked(shape)
+    axis = next(axis for axis, size in enumerate(shape) if size > 1)
     row = torch.full((shape[axis],), float(REST), dtype=dtype)
     row[0] = marker
     assert float(row[0]) == marker, f"{dtype} has no {marker}"
     return row.reshape([-1 if at == axis else 1 for at in range(len(shape))]).expand(shape)
-
-
-def _marked(shape: tuple[int, ...]) -> int:
-    return next(axis for axis, size in enumerate(shape) if size > 1)
 
 
 def _order(constant: Array, first: np.floating, shape: tuple[int, ...]) -> tuple[int, ...] | None:

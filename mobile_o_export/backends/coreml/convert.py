@@ -146,7 +146,7 @@ def _ancestors(operations: Iterable[Any]) -> set[str]:
 
 
 def read_model(package: Path) -> Any:
-    """The ``Model`` message in a package of coremltools'."""
+    """The ``Model`` message in a package of coremltools'; what ``convert`` gives back has other metadata."""
     from coremltools.proto import Model_pb2
 
     from mobile_o_export.backends.coreml.interpreter.package import root_model_path

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import numpy as np
+
+from mobile_o_export.digests import array_digest
 
 if TYPE_CHECKING:
     from mobile_o_export.backends.coreml.encode import Encoder
@@ -31,7 +32,7 @@ class WeightFile:
         folder.mkdir()
         self.folder = folder
         self._writer: Any = None
-        self._offsets: dict[tuple[str, tuple[int, ...], bytes], int] = {}
+        self._offsets: dict[tuple[str, str], int] = {}
         self._known: dict[str, int] = {}
 
     @contextmanager
@@ -71,7 +72,7 @@ class WeightFile:
         from coremltools.libmilstoragepython import _BlobStorageWriter
 
         value = np.ascontiguousarray(value)
-        key = (kind.__name__, value.shape, sha256(memoryview(value).cast("B")).digest())
+        key = kind.__name__, array_digest(value)
         if key not in self._offsets:
             if self._writer is None:
                 self._writer = _BlobStorageWriter(str(self.folder / NAME))
