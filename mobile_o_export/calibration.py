@@ -38,11 +38,12 @@ class Calibration:
         return self._known[name]
 
     def _collected(self, name: str, say: Say) -> Statistics:
+        from mobile_o_export.components import building
         from mobile_o_export.compression.activations import observed
 
         part = component(name)
         with quiet_vendor():
-            module = part.prepare(part.load(self._checkpoint), PREPARED)
+            module = building.prepare(part, part.load(self._checkpoint), PREPARED)
         runner = TorchRunner(part.reference(module, self._checkpoint))
         steps = [
             (golden, step) for golden in self._goldens for case in golden.cases(name) for step in case.steps

@@ -138,8 +138,10 @@ def refusal_of(request: LowerRequest, vendor: Backend, checkpoint: Checkpoint) -
 
 def outlined_module(checkpoint: Checkpoint, request: LowerRequest, options: GraphOptions) -> nn.Module:
     """The module that would be lowered, without its content."""
+    from mobile_o_export.components import building
+
     with quiet_vendor():
-        return request.component.prepare(request.component.load(checkpoint.outline()), options)
+        return building.prepare(request.component, request.component.load(checkpoint.outline()), options)
 
 
 def _outlined(

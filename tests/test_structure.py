@@ -269,7 +269,7 @@ NEEDS_TORCH = (
     "compression.compress",
     "compression.palettes",
     "compression.placeholders",
-    "compression.recognise",
+    "compression.placed",
     "model",
     "tuning",
 )

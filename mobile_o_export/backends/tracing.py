@@ -26,6 +26,13 @@ def unprinted() -> Iterator[None]:
         yield
 
 
+def used_parameters(program: torch.export.ExportedProgram) -> list[torch.Tensor]:
+    """The parameters that a graph uses."""
+    names = program.graph_signature.inputs_to_parameters
+    used = [names[node.name] for node in program.graph.nodes if node.name in names and node.users]
+    return [program.state_dict[name] for name in used]
+
+
 class Positional(nn.Module):
     """A graph called with a tuple of inputs, so that all graphs look alike to an exporter."""
 

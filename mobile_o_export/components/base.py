@@ -138,12 +138,15 @@ class Component(Protocol):
         """The graphs that realise the functions under ``options``; no weights are read."""
         ...
 
-    def load(self, checkpoint: Checkpoint) -> nn.Module:
-        """The component in PyTorch, fp32, in evaluation mode."""
+    def load(self, checkpoint: Checkpoint, *, stored: bool = False) -> nn.Module:
+        """The component in PyTorch, in evaluation mode: in fp32, or each tensor as it is ``stored``."""
         ...
 
-    def prepare(self, module: nn.Module, options: GraphOptions) -> nn.Module:
-        """``module`` with the rewrites and dtype of ``options``; may share or change its weights."""
+    def rewrite(self, module: nn.Module, options: GraphOptions) -> nn.Module:
+        """``module`` with the rewrites of ``options``; may share or change its weights.
+
+        What is computed from weights is fp32, whatever they are.
+        """
         ...
 
     def graph(self, module: nn.Module, spec: GraphSpec, options: GraphOptions) -> nn.Module:

@@ -11,7 +11,7 @@ from torch import nn
 from mobile_o_export.tensors import DType, Role, TensorSpec
 
 if TYPE_CHECKING:
-    from mobile_o_export.components.base import GraphOptions, GraphSpec
+    from mobile_o_export.components.base import Component, GraphOptions, GraphSpec
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -50,13 +50,18 @@ class CastAround(nn.Module):
         return out.float()
 
 
-def prepare(module: nn.Module, options: GraphOptions) -> nn.Module:
-    """``module`` with the numerics that ``options`` ask for, changed in place."""
+def prepare(component: Component, module: nn.Module, options: GraphOptions) -> nn.Module:
+    """``module`` with the rewrites of ``options``, in the dtype that it computes in; changed in place."""
+    return component.rewrite(module, options).to(TORCH_DTYPES[options.compute_dtype])
+
+
+def with_half_safety(module: nn.Module, options: GraphOptions) -> nn.Module:
+    """``module`` with what keeps fp16 in range, where ``options`` ask for it; changed in place."""
     from mobile_o_export.model.half_safe import make_half_safe
 
     if options.half_safe:
         make_half_safe(module)
-    return module.to(TORCH_DTYPES[options.compute_dtype])
+    return module
 
 
 def example(spec: TensorSpec) -> torch.Tensor:

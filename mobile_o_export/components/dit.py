@@ -69,13 +69,13 @@ class Denoise(nn.Module):
         return out
 
 
-def load(checkpoint: Checkpoint) -> nn.Module:
+def load(checkpoint: Checkpoint, dtype: torch.dtype | None) -> nn.Module:
     """The transformer, called as :class:`Denoise` says."""
     from diffusers import SanaTransformer2DModel
 
     transformer = building.build(
         lambda: SanaTransformer2DModel.from_config(checkpoint.config.diffusion.transformer),
-        checkpoint.state_dict(DIT_PREFIX, torch.float32),
+        checkpoint.state_dict(DIT_PREFIX, dtype),
     )
     return Denoise(transformer).eval()
 

@@ -92,10 +92,10 @@ class LLM:
         )
         return (*embeds_graphs, *_fixed_graphs(checkpoint, prefill, decode, options))
 
-    def load(self, checkpoint: Checkpoint) -> LanguageModel:
-        """Qwen2 in fp32."""
+    def load(self, checkpoint: Checkpoint, *, stored: bool = False) -> LanguageModel:
+        """Qwen2."""
         config = checkpoint.config
-        weights = checkpoint.component_state_dict(self.name, torch.float32)
+        weights = checkpoint.component_state_dict(self.name, None if stored else torch.float32)
         named = {f"qwen.{name}": tensor for name, tensor in weights.items()}
         model = building.build(lambda: LanguageModel(config.language, config.conditioning_layers), named)
         # The rotary frequencies are computed, not stored, and the meta device computed nothing.
@@ -103,12 +103,12 @@ class LLM:
         model.qwen.model.rotary_emb = type(rotary)(config=model.qwen.config)
         return model
 
-    def prepare(self, module: nn.Module, options: GraphOptions) -> nn.Module:
+    def rewrite(self, module: nn.Module, options: GraphOptions) -> nn.Module:
         """The module with the numerics of ``options`` and its head in pieces, changed in place."""
         assert isinstance(module, LanguageModel)
         if options.head_chunk is not None:
             module.qwen.lm_head = ChunkedLinear(module.qwen.lm_head, options.head_chunk)
-        return building.prepare(module, options)
+        return building.with_half_safety(module, options)
 
     def graph(self, module: nn.Module, spec: GraphSpec, options: GraphOptions) -> nn.Module:
         """The module of one graph."""

@@ -46,9 +46,9 @@ def project(checkpoint: Checkpoint) -> FunctionSpec:
     return FunctionSpec("project", (hidden_states_spec(checkpoint),), (conditioning_spec(checkpoint),))
 
 
-def load(checkpoint: Checkpoint) -> nn.Module:
+def load(checkpoint: Checkpoint, dtype: torch.dtype | None) -> nn.Module:
     """The projector: (hidden_states [B, K, S, D], mask [B, S]) → [B, S, F]."""
-    weights = checkpoint.state_dict(MCP_PREFIX, torch.float32)
+    weights = checkpoint.state_dict(MCP_PREFIX, dtype)
     layout = MobileConditioningProjector.layout({name: tuple(t.shape) for name, t in weights.items()})
     return building.build(lambda: MobileConditioningProjector(**layout), weights)
 
@@ -56,7 +56,7 @@ def load(checkpoint: Checkpoint) -> nn.Module:
 def fuse(module: nn.Module) -> None:
     """Works out how layers are mixed, once."""
     assert isinstance(module, MobileConditioningProjector)
-    module.fuse_for_inference()
+    module.float().fuse_for_inference()
 
 
-COMPONENT = StatelessComponent("mcp", project, load, mask_name="mask", rewrite=fuse)
+COMPONENT = StatelessComponent("mcp", project, load, mask_name="mask", fuse=fuse)

@@ -67,18 +67,18 @@ class StatelessComponent:
     Attributes:
         name: of the component.
         contract: the function, from a checkpoint's sizes.
-        loader: the module in fp32; where the function has a sequence axis it takes a mask [B, S] as one
-            more, optional argument.
+        loader: the module, its tensors cast to a dtype or, without one, as they are stored; where the
+            function has a sequence axis it takes a mask [B, S] as one more, optional argument.
         mask_name: what that mask is called in a graph.
-        rewrite: exact rewrites that every lowered form of the module gets, in place.
+        fuse: exact rewrites that every lowered form of the module gets, in place.
         elementary: … that ``GraphOptions.elementary`` asks for; parameters keep their names.
     """
 
     name: str
     contract: Callable[[Checkpoint], FunctionSpec]
-    loader: Callable[[Checkpoint], nn.Module]
+    loader: Callable[[Checkpoint, torch.dtype | None], nn.Module]
     mask_name: str | None = None
-    rewrite: Callable[[nn.Module], None] = lambda _module: None
+    fuse: Callable[[nn.Module], None] = lambda _module: None
     elementary: Callable[[nn.Module], nn.Module] = lambda module: module
 
     def functions(self, checkpoint: Checkpoint) -> tuple[FunctionSpec, ...]:
@@ -92,14 +92,15 @@ class StatelessComponent:
             return sequence_graphs(function, options, self.mask_name)
         return (GraphSpec(function.name, (function.name,), function.inputs, function.outputs),)
 
-    def load(self, checkpoint: Checkpoint) -> nn.Module:
-        """The module in fp32, for evaluation."""
-        return self.loader(checkpoint)
+    def load(self, checkpoint: Checkpoint, *, stored: bool = False) -> nn.Module:
+        """The module, for evaluation."""
+        return self.loader(checkpoint, None if stored else building.TORCH_DTYPES[DType.FLOAT32])
 
-    def prepare(self, module: nn.Module, options: GraphOptions) -> nn.Module:
+    def rewrite(self, module: nn.Module, options: GraphOptions) -> nn.Module:
         """The module with the numerics of ``options``, or one that took it over; both are changed."""
-        self.rewrite(module)
-        return building.prepare(self.elementary(module) if options.elementary else module, options)
+        self.fuse(module)
+        module = self.elementary(module) if options.elementary else module
+        return building.with_half_safety(module, options)
 
     def graph(self, module: nn.Module, spec: GraphSpec, options: GraphOptions) -> nn.Module:
         """The module, whose arguments are the graph's inputs, the mask last."""

@@ -35,7 +35,7 @@ def decode(checkpoint: Checkpoint) -> FunctionSpec:
     return FunctionSpec("decode", (latent,), (image,))
 
 
-def load(checkpoint: Checkpoint) -> nn.Module:
+def load(checkpoint: Checkpoint, dtype: torch.dtype | None) -> nn.Module:
     """The decoder: latent [B, C, Y, X] → image [B, 3, 32Y, 32X]."""
     from diffusers import AutoencoderDC
 
@@ -43,7 +43,7 @@ def load(checkpoint: Checkpoint) -> nn.Module:
         whole: nn.Module = AutoencoderDC.from_config(checkpoint.config.diffusion.vae)
         return whole.get_submodule("decoder")
 
-    return building.build(decoder, checkpoint.state_dict(DECODER_PREFIX, torch.float32))
+    return building.build(decoder, checkpoint.state_dict(DECODER_PREFIX, dtype))
 
 
 def elementary(module: nn.Module) -> nn.Module:

@@ -42,11 +42,11 @@ def encode(checkpoint: Checkpoint) -> FunctionSpec:
     return FunctionSpec("encode", (image,), (features,))
 
 
-def load(checkpoint: Checkpoint) -> nn.Module:
+def load(checkpoint: Checkpoint, dtype: torch.dtype | None) -> nn.Module:
     """The tower, then the projector: image [B, 3, R, R] → [B, N, D]."""
-    tower = checkpoint.state_dict(VISION_PREFIX, torch.float32)
+    tower = checkpoint.state_dict(VISION_PREFIX, dtype)
     layout = FastViTHDLayout.from_shapes({name: tuple(tensor.shape) for name, tensor in tower.items()})
-    projector = checkpoint.state_dict(PROJECTOR_PREFIX, torch.float32)
+    projector = checkpoint.state_dict(PROJECTOR_PREFIX, dtype)
     outputs, inputs = projector["0.weight"].shape
     return nn.Sequential(
         building.build(lambda: FastViTHD(layout), tower),
@@ -56,9 +56,9 @@ def load(checkpoint: Checkpoint) -> nn.Module:
 
 def fuse(module: nn.Module) -> None:
     """Folds norms and scales of the tower into its convolutions, in place."""
-    tower = module.get_submodule("0")
+    tower = module.get_submodule("0").float()
     assert isinstance(tower, FastViTHD)
     fuse_for_inference(tower)
 
 
-COMPONENT = StatelessComponent("vision_encoder", encode, load, rewrite=fuse)
+COMPONENT = StatelessComponent("vision_encoder", encode, load, fuse=fuse)

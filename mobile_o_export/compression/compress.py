@@ -20,7 +20,7 @@ from mobile_o_export.compression import affine
 from mobile_o_export.compression.activations import Statistics, layers, quantize_inputs
 from mobile_o_export.compression.check import require_near
 from mobile_o_export.compression.form import Form
-from mobile_o_export.compression.half import narrowed
+from mobile_o_export.compression.half import stored_array
 from mobile_o_export.compression.integers import Integers, quantize
 from mobile_o_export.compression.palettes import Palettes, palettize
 from mobile_o_export.errors import ExportError
@@ -141,7 +141,8 @@ def compress_module(
         say(f"compressing weight {index + 1} of {len(stored)}")
         parameter = parameters[name]
         layer = known.get(name)
-        weight = parameter.detach().float().numpy()
+        source = stored_array(parameter)
+        weight = source.astype(np.float32, copy=False)
         importance = layer.importance(form.shape) if layer and recipe.importance else None
         try:
             found = compress(name, weight, form, importance, dtype)
@@ -162,7 +163,7 @@ def compress_module(
         require_near(found, restored, f"{where}: {name}")
         stays = torch.from_numpy(restored).to(parameter.dtype) if keep else parameter.new_zeros(())
         parameter.data = stays.expand(form.shape)
-        done[name] = replace(found, source=narrowed(weight))
+        done[name] = replace(found, source=source)
     return done
 
 

@@ -10,6 +10,8 @@ from ml_dtypes import bfloat16
 from mobile_o_export.errors import ExportError
 
 if TYPE_CHECKING:
+    import torch
+
     from mobile_o_export.parity.metrics import Array
 
 
@@ -29,6 +31,17 @@ def within_half(weights: Array, done: str) -> Array:
     if not fits_half(wide):
         raise ExportError(f"a weight is NaN, infinite or beyond fp16's range: it cannot be {done}.")
     return wide
+
+
+def stored_array(parameter: torch.Tensor) -> Array:
+    """The numbers of a ``parameter`` in no more bits than they have: its own memory, if that is of 16."""
+    import torch
+
+    own = parameter.detach()
+    if own.dtype == torch.bfloat16:
+        bits: Array = own.view(torch.uint16).numpy()
+        return bits.view(bfloat16)
+    return own.numpy() if own.dtype == torch.float16 else narrowed(own.float().numpy())
 
 
 def narrowed(weights: Array) -> Array:

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from mobile_o_export.compression.compress import weights_of
-from mobile_o_export.compression.half import fits_half, narrowed
-from mobile_o_export.compression.recognise import Placed, arrange
+from mobile_o_export.compression.half import stored_array
+from mobile_o_export.compression.placed import Placed, arrange
+from mobile_o_export.errors import ExportError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,9 +61,12 @@ class Placeholders:
     Args:
         module: ready to be traced. Its compressed weights, and large ones that are not, are replaced.
         compressed: weights of it, by name.
+        dtype: of the placeholders.
     """
 
-    def __init__(self, module: nn.Module, compressed: Mapping[str, Compressed]) -> None:
+    def __init__(
+        self, module: nn.Module, compressed: Mapping[str, Compressed], dtype: torch.dtype = torch.float32
+    ) -> None:
         self.compressed = compressed
         self._kept: dict[str, Array] = {}
         self._named: dict[float, str] = {}
@@ -70,20 +74,33 @@ class Placeholders:
         names = iter(NAMES[NAMES != REST].tolist())
         for name, parameter in weights_of(module):
             if name not in compressed:
-                weight = parameter.detach().float().numpy()
                 # A converter has to see what fp16 cannot hold.
-                if weight.size < LEAST_SIZE or not fits_half(weight):
+                if parameter.numel() < LEAST_SIZE or not _fits_half(parameter):
                     continue
-                self._kept[name] = narrowed(weight)
+                self._kept[name] = stored_array(parameter)
             marker = next(names)
             self._named[marker] = name
-            parameter.data = _placeholder(marker, tuple(parameter.shape), parameter.dtype)
+            parameter.data = _placeholder(marker, tuple(parameter.shape), dtype)
             # Kept with its row, so that no other tensor comes to lie there.
             self._rows[parameter.data_ptr()] = name, parameter.data
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters that are placeholders."""
+        return tuple(self._named.values())
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """The shape of the parameter ``name``."""
+        compressed = self.compressed.get(name)
+        return self._kept[name].shape if compressed is None else compressed.form.shape
+
+    def name_of(self, tensor: torch.Tensor) -> str | None:
+        """The weight that ``tensor`` stands for, if it is a placeholder."""
+        return self._rows.get(tensor.data_ptr(), (None,))[0]
+
     def among(self, tensors: Iterable[torch.Tensor]) -> set[str]:
         """The weights that placeholders among ``tensors`` stand for."""
-        return {self._rows[at][0] for tensor in tensors if (at := tensor.data_ptr()) in self._rows}
+        return {name for tensor in tensors if (name := self.name_of(tensor)) is not None}
 
     def find(self, constant: Array) -> Placed | Kept | None:
         """The weight that a floating-point ``constant`` keeps the place of, if it is a placeholder."""
@@ -91,14 +108,38 @@ class Placeholders:
         name = self._named.get(float(first))
         if name is None:
             return None
+        axes = _order(constant, first, self.shape_of(name))
+        return None if axes is None else self.at(name, axes, constant.shape)
+
+    def at(self, name: str, axes: tuple[int, ...], shape: tuple[int, ...]) -> Placed | Kept:
+        """The weight ``name`` as a constant of ``shape``, its axes that are longer than 1 in that order."""
         compressed = self.compressed.get(name)
-        shape = self._kept[name].shape if compressed is None else compressed.form.shape
-        axes = _order(constant, first, shape)
-        if axes is None:
-            return None
         if compressed is None:
-            return Kept(name, self._kept[name], axes, constant.shape)
-        return Placed(compressed, axes, constant.shape)
+            return Kept(name, self._kept[name], axes, shape)
+        return Placed(compressed, axes, shape)
+
+    def require(self, found: Iterable[str], used: Iterable[torch.Tensor], where: str) -> None:
+        """Raises ExportError where a placeholder among ``used`` stands for none of the weights ``found``."""
+        if missing := sorted(self.among(used) - set(found)):
+            raise ExportError(
+                f"{where}: {len(missing)} weights are not in the converted graph as they are in the module, "
+                f"the first {missing[0]}. Report this."
+            )
+
+    def require_all(self, found: Iterable[str], component: str) -> None:
+        """Raises ExportError where a compressed weight is not among those ``found`` in any graph."""
+        if missing := sorted(self.compressed.keys() - set(found)):
+            raise ExportError(
+                f"{component}: {len(missing)} compressed weights are not in the converted graphs, the first "
+                f"{missing[0]}. Report this; until then leave them floating point by a rule."
+            )
+
+
+def _fits_half(parameter: torch.Tensor) -> bool:
+    """Whether each number is finite as fp16; without temporaries, which a NaN comes through as well."""
+    low, high = torch.aminmax(parameter.detach())
+    largest = torch.finfo(torch.float16).max
+    return bool(low >= -largest) and bool(high <= largest)
 
 
 def _placeholder(marker: float, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from mobile_o_export.components import building
 from mobile_o_export.compression.activations import Statistics, layers, quantize_inputs, scale_inputs
 from mobile_o_export.compression.check import require_near
 from mobile_o_export.compression.compress import compress, weights_of
@@ -89,7 +90,7 @@ class Bench:
         # fp16 on a CPU is slow, and its rounding is not what is looked for.
         options = replace(options, compute_dtype=DType.FLOAT32)
         with quiet_vendor():
-            self.module: nn.Module = component.prepare(component.load(checkpoint), options)
+            self.module: nn.Module = building.prepare(component, component.load(checkpoint), options)
         self._runner = TorchRunner(component.reference(self.module, checkpoint))
         self._golden = golden
         self._statistics = statistics

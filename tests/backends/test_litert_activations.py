@@ -15,14 +15,14 @@ from torch import nn
 from mobile_o_export.backends.litert import convert, flatbuffer, static
 from mobile_o_export.backends.litert.backend import LiteRTExecutor
 from mobile_o_export.backends.litert.encode import Encoder
+from mobile_o_export.backends.litert.write import write_graphs
 from mobile_o_export.components.base import GraphSpec
 from mobile_o_export.compression.activations import observed
 from mobile_o_export.compression.check import check_weights
 from mobile_o_export.compression.compress import Compressed, compress_module
-from mobile_o_export.compression.recognise import Recogniser
+from mobile_o_export.compression.placeholders import Placeholders
 from mobile_o_export.errors import LoweringError
 from mobile_o_export.parity.metrics import Array, measure
-from mobile_o_export.quiet import captured
 from mobile_o_export.tensors import DType, Role, TensorSpec
 
 IMAGE = TensorSpec("image", (1, 8, 12, 12), DType.FLOAT32, "B C Y X", Role.IMAGE)
@@ -74,10 +74,8 @@ def rounding(layer: nn.Module, weight: Compressed) -> None:
 
 def encoded(module: nn.Module, weights: dict[str, Compressed], path: Path) -> Encoder:
     convert.fence(module)
-    encoder = Encoder(Recogniser(weights), half=True)
-    with captured("small"):
-        convert.convert([(SPEC, module)], path)
-        encoder.encode(path)
+    encoder = Encoder(Placeholders(module, weights), half=True)
+    write_graphs(path, [(SPEC, module)], encoder, "small")
     return encoder
 
 

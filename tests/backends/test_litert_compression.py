@@ -15,24 +15,23 @@ import numpy as np
 import pytest
 import recipes
 import torch
-from shared_exports import SharedExports
 
 from mobile_o_export.backends.base import Artifact, LowerRequest
-from mobile_o_export.backends.litert import convert, flatbuffer
+from mobile_o_export.backends.litert import flatbuffer
+from mobile_o_export.backends.litert.convert import Converted
 from mobile_o_export.backends.litert.encode import Encoder, Found
 from mobile_o_export.backends.registry import backend
 from mobile_o_export.checkpoint import Checkpoint
 from mobile_o_export.components import building
 from mobile_o_export.components.registry import component
+from mobile_o_export.components.stateless import StatelessComponent
 from mobile_o_export.compression.check import check_weights
-from mobile_o_export.compression.compress import Compressed, compress_module
+from mobile_o_export.compression.compress import Compressed, compress_module, weights_of
 from mobile_o_export.compression.recipe import Recipe
 from mobile_o_export.errors import ExportError, GateError, LoweringError
 from mobile_o_export.parity.metrics import Array, measure
 from mobile_o_export.precision import Precision
 from mobile_o_export.targets import Sequence, load_target
-
-RAW = "raw.tflite"
 
 EXACT_DB = 100.0
 """Measured on whole components of the fixture: 119.8 dB and more."""
@@ -43,13 +42,12 @@ DYNAMIC_DB = {"w8_dyn": 35.0, "w4_dyn": 32.0, "w4_b32_dyn": 32.0}
 
 @dataclass(frozen=True)
 class Lowered:
-    """A lowered component, what ought to be in it, and what the converter wrote before it was encoded."""
+    """A lowered component, and what ought to be in it."""
 
     request: LowerRequest
     artifact: Artifact
     encoder: Encoder
     file: Path
-    raw: Path
 
 
 Lower = Callable[..., Lowered]
@@ -59,16 +57,11 @@ recipe = partial(recipes.recipe, floating="w16")
 
 
 @pytest.fixture(scope="module")
-def lower(
-    brief_checkpoint: Checkpoint, shared: SharedExports, tmp_path_factory: pytest.TempPathFactory
-) -> Lower:
-    """Lowers a component; each once, but where ``again`` is given. The converter sees each weight once.
-
-    Encoders hold what no file can: each process lowers for itself, but what the converter wrote is shared.
-    """
+def lower(brief_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Lower:
+    """Lowers a component; each once, but where ``again`` is given."""
     target = load_target("litert-cpu")
     done: dict[object, Lowered] = {}
-    encode, converter = Encoder.encode, convert.convert
+    encode = Encoder.encode
 
     def run(name: str, wanted: Recipe, again: int = 0) -> Lowered:
         key = name, str(wanted.model_dump(mode="json")), again
@@ -77,24 +70,15 @@ def lower(
             sequence = Sequence(lengths=(64,), context=128)
             request = LowerRequest(target.name, component(name), wanted, sequence, target.options)
             encoders: list[Encoder] = []
-            raw: list[Path] = []
 
-            def convert_once(graphs: Any, path: Path) -> None:
-                # Whatever activations become, the weights are these.
-                numbers = (brief_checkpoint.digest, name, str(key[1]).replace("_dyn", ""), again)
-                place = shared.once("converted", numbers, lambda place: converter(graphs, place / RAW))
-                raw.append(place / RAW)
-                shutil.copy(place / RAW, path)
-
-            def keep(encoder: Encoder, path: Path) -> None:
+            def keep(encoder: Encoder, converted: Converted, path: Path) -> None:
                 encoders.append(encoder)
-                encode(encoder, path)
+                encode(encoder, converted, path)
 
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(Encoder, "encode", keep)
-                patch.setattr(convert, "convert", convert_once)
                 artifact = backend("litert").lower(request, brief_checkpoint, folder, lambda _: None)
-            done[key] = Lowered(request, artifact, encoders[0], folder / f"{name}.tflite", raw[0])
+            done[key] = Lowered(request, artifact, encoders[0], folder / f"{name}.tflite")
         return done[key]
 
     return run
@@ -147,7 +131,7 @@ def computed_db(lowered: Lowered, checkpoint: Checkpoint) -> float:
     """The least SNR of the file's outputs against PyTorch with the weights that the file restores."""
     part = lowered.request.component
     options = backend("litert").graph_options(lowered.request)
-    module = part.prepare(part.load(checkpoint), options)
+    module = building.prepare(part, part.load(checkpoint), options)
     compress_module(module, lowered.request.recipe, part.name)
     random = np.random.default_rng(1)
     levels = []
@@ -323,27 +307,24 @@ def test_harm_to_the_file_fails_the_weight_check(lower: Lower, tmp_path: Path, n
         check_weights(compressed, lowered.encoder.stored(harmed), "mcp")
 
 
-def test_blocks_that_nothing_restores_are_refused(
-    lower: Lower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lowered = lower("mcp", recipe("w4_b32_dyn"))
-    path = Path(shutil.copy(lowered.raw, tmp_path / "mcp.tflite"))
+def test_blocks_that_nothing_restores_are_refused(lower: Lower, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Found, "is_taken_by", lambda *_: False)
     with pytest.raises(LoweringError, match=r"is an operand of FULLY_CONNECTED, and nothing .* by a rule"):
-        Encoder(lowered.encoder.weights, half=True).encode(path)
-    assert path.read_bytes() == lowered.raw.read_bytes()
+        lower("mcp", recipe("w4_b32_dyn"), again=1)
 
 
-def test_weights_beyond_fp16_are_refused(lower: Lower, tmp_path: Path) -> None:
-    lowered = lower("mcp", recipe("w16"))
-    held = [buffer.data for buffer in flatbuffer.read_model(lowered.raw).buffers if buffer.data is not None]
-    weight = np.frombuffer(max(held, key=len), np.float32)
-    whole = lowered.raw.read_bytes()
-    assert whole.count(weight.tobytes()) == 1
-    path = tmp_path / "mcp.tflite"
-    path.write_bytes(whole.replace(weight.tobytes(), (weight * np.float32(1e9)).tobytes()))
+def test_weights_beyond_fp16_are_refused(lower: Lower, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = StatelessComponent.load
+
+    def large(part: StatelessComponent, checkpoint: Checkpoint, *, stored: bool = False) -> torch.nn.Module:
+        module = load(part, checkpoint, stored=stored)
+        weight = max((weight for _, weight in weights_of(module)), key=lambda weight: weight.numel())
+        weight.data = weight.float() * 1e9
+        return module
+
+    monkeypatch.setattr(StatelessComponent, "load", large)
     with pytest.raises(ExportError, match="beyond fp16's range: it cannot be stored as fp16"):
-        Encoder(lowered.encoder.weights, half=True).encode(path)
+        lower("mcp", recipe("w16"), again=2)
 
 
 def test_precisions_without_a_kernel_are_not_supported() -> None:

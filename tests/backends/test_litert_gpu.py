@@ -18,17 +18,19 @@ from torch import nn
 from torch.nn import functional
 
 from mobile_o_export.backends.base import LowerRequest
-from mobile_o_export.backends.litert import convert, gpu
+from mobile_o_export.backends.litert import gpu
+from mobile_o_export.backends.litert.encode import Encoder
+from mobile_o_export.backends.litert.write import write_graphs
 from mobile_o_export.backends.registry import backend
 from mobile_o_export.checkpoint import Checkpoint
 from mobile_o_export.components import building
 from mobile_o_export.components.base import CacheStyle, GraphOptions, GraphSpec
 from mobile_o_export.components.registry import component
+from mobile_o_export.compression.placeholders import Placeholders
 from mobile_o_export.errors import LoweringError
 from mobile_o_export.model.elementary import distances, enlarged, later_mask, one_hot
 from mobile_o_export.model.llm import causal_mask
 from mobile_o_export.parity.metrics import Array, measure
-from mobile_o_export.quiet import captured
 from mobile_o_export.targets import Sequence, load_target
 from mobile_o_export.tensors import DType, Role, TensorSpec
 
@@ -92,7 +94,7 @@ def test_rewrites_change_no_bit(reference_checkpoint: Checkpoint, name: str) -> 
     part, results, parameters = component(name), [], []
     for elementary in (False, True):
         wanted = options(elementary=elementary)
-        module = part.prepare(part.load(reference_checkpoint), wanted)
+        module = building.prepare(part, part.load(reference_checkpoint), wanted)
         parameters.append([key for key, _ in module.named_parameters()])
         with torch.no_grad():
             for spec in part.graphs(reference_checkpoint, wanted):
@@ -163,10 +165,11 @@ class Trouble(nn.Module):
 def test_what_a_gpu_refuses_or_gets_wrong_is_refused(tmp_path: Path, kind: str, problem: str) -> None:
     module, path = Trouble(kind).eval(), tmp_path / "trouble.tflite"
     image = TensorSpec("image", (1, 8, 4, 4), DType.FLOAT32, "B C Y X", Role.IMAGE)
-    with torch.no_grad(), captured("trouble"):
+    with torch.no_grad():
         shape = tuple(module(torch.zeros(1, 8, 4, 4)).shape)
         made = TensorSpec("made", shape, DType.FLOAT32, " ".join("BCYX"[: len(shape)]), Role.FEATURES)
-        convert.convert([(GraphSpec("run", ("run",), (image,), (made,)), module)], path)
+    graph = GraphSpec("run", ("run",), (image,), (made,))
+    write_graphs(path, [(graph, module)], Encoder(Placeholders(module, {}), half=True), "trouble")
     if not problem:
         gpu.require_taken(path, "trouble")
         return

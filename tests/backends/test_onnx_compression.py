@@ -27,13 +27,14 @@ from mobile_o_export.backends.onnx.half import round_to_half
 from mobile_o_export.backends.registry import backend
 from mobile_o_export.backends.tracing import EXAMPLE_EXTENTS, dynamic_examples
 from mobile_o_export.checkpoint import Checkpoint
+from mobile_o_export.components import building
 from mobile_o_export.components.base import GraphSpec
 from mobile_o_export.components.registry import COMPONENT_NAMES, component
 from mobile_o_export.compression.check import check_weights
 from mobile_o_export.compression.compress import Compressed, compress, compress_module
 from mobile_o_export.compression.form import Form
+from mobile_o_export.compression.placeholders import Placeholders
 from mobile_o_export.compression.recipe import Recipe
-from mobile_o_export.compression.recognise import Recogniser
 from mobile_o_export.errors import GateError
 from mobile_o_export.parity.metrics import measure
 from mobile_o_export.precision import Integer, Precision
@@ -96,7 +97,7 @@ def agreement(brief_checkpoint: Checkpoint, request_for: Request) -> Same:
     ) -> float:
         part = component(name)
         options = backend("onnx").graph_options(request_for(name, wanted))  # type: ignore[attr-defined]
-        module = part.prepare(part.load(brief_checkpoint), options)
+        module = building.prepare(part, part.load(brief_checkpoint), options)
         compressed = compress_module(module, wanted, name)
         if wanted.floating == Precision.W16:
             round_to_half(module, compressed)
@@ -408,11 +409,15 @@ def test_only_tensorrt_gets_a_build_script(mixed: Mixed, tmp_path: Path) -> None
 
 def compressed(shape: tuple[int, int], name: str) -> Compressed:
     values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    return compress("w", values, Form.of(Precision.parse(name), shape), dtype=np.float32)
+    return compress("w.weight", values, Form.of(Precision.parse(name), shape), dtype=np.float32)
 
 
-def encoded(weight: Compressed, nodes: list[Any], constant: Any, file: Path) -> Any:
-    """A graph y(x) of ``nodes`` over ``constant`` w, as the file has it once its weights were compared."""
+def encoded(weight: Compressed, nodes: list[Any], file: Path, *, turned: bool = False) -> Any:
+    """A graph y(x) of ``nodes`` over w, the weight or it transposed, as the file has it once compared."""
+    layer = torch.nn.Linear(*reversed(weight.form.shape))
+    weights = Placeholders(torch.nn.ModuleDict({"w": layer}), {"w.weight": weight})
+    constant = layer.weight.detach().numpy()
+    constant = constant.T.copy() if turned else constant
     kind = TensorProto.INT64 if any(node.op_type == "Gather" for node in nodes) else TensorProto.FLOAT
     graph = onnx.helper.make_graph(
         nodes,
@@ -423,10 +428,10 @@ def encoded(weight: Compressed, nodes: list[Any], constant: Any, file: Path) -> 
     )
     versions = [onnx.helper.make_opsetid("", 21)]
     model = onnx_ir.from_proto(onnx.helper.make_model(graph, opset_imports=versions, ir_version=10))
-    encoder = Encoder(Recogniser({"w": weight}), for_onnxruntime=True, as_half=True)
+    encoder = Encoder(weights, for_onnxruntime=True, as_half=True)
     encoder.encode(model.graph)
     onnx_ir.save(model, file)
-    check_weights({"w": weight}, encoder.stored(file, "alone"), "alone")
+    check_weights({"w.weight": weight}, encoder.stored(file, "alone"), "alone")
     return onnx.load(file)
 
 
@@ -438,10 +443,9 @@ def test_a_matrix_of_any_width_is_packed_without_loss(
     tmp_path: Path, width: int, name: str, kind: str
 ) -> None:
     weight = compressed((40, width), name)
-    constant = weight.restored() if kind == "Gemm" else weight.restored().T.copy()
     inputs, options = (["x", "w", "b"], {"transB": 1}) if kind == "Gemm" else (["x", "w"], {})
     node = onnx.helper.make_node(kind, inputs, ["y"], **options)
-    model = encoded(weight, [node], constant, tmp_path / "alone.onnx")
+    model = encoded(weight, [node], tmp_path / "alone.onnx", turned=kind == "MatMul")
     assert counts(model)[kind] == counts(model)["DequantizeLinear"] == 0
     x = np.random.default_rng(1).standard_normal((3, width)).astype(np.float32)
     (found,) = loaded(tmp_path / "alone.onnx").run(None, {"x": x})
@@ -454,7 +458,7 @@ def test_a_matrix_of_any_width_is_packed_without_loss(
 def test_rows_of_a_table_are_restored_as_they_are_gathered(tmp_path: Path, width: int, name: str) -> None:
     weight = compressed((40, width), name)
     node = onnx.helper.make_node("Gather", ["w", "x"], ["y"])
-    model = encoded(weight, [node], weight.restored(), tmp_path / "alone.onnx")
+    model = encoded(weight, [node], tmp_path / "alone.onnx")
     assert counts(model)["GatherBlockQuantized"] == 1
     ids = np.array([39, 0, 7])
     (found,) = loaded(tmp_path / "alone.onnx").run(None, {"x": ids})
@@ -467,6 +471,6 @@ def test_a_table_that_is_the_head_as_well_is_stored_once(tmp_path: Path) -> None
         onnx.helper.make_node("Gather", ["w", "x"], ["row"]),
         onnx.helper.make_node("Gemm", ["row", "w"], ["y"], transB=1),
     ]
-    model = encoded(weight, nodes, weight.restored(), tmp_path / "alone.onnx")
+    model = encoded(weight, nodes, tmp_path / "alone.onnx")
     assert counts(model)["DequantizeLinear"] == 1
     loaded(tmp_path / "alone.onnx")

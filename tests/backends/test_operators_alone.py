@@ -22,7 +22,8 @@ from mobile_o_export.backends.coreml import write as coreml
 from mobile_o_export.backends.coreml.encode import Encoder as CoremlEncoder
 from mobile_o_export.backends.coreml.interpreter import Interpreter, Rounding, load_mlpackage
 from mobile_o_export.backends.coreml.rewrites import TanhGELU
-from mobile_o_export.backends.litert import convert as litert
+from mobile_o_export.backends.litert import write as litert
+from mobile_o_export.backends.litert.encode import Encoder as LiteRTEncoder
 from mobile_o_export.backends.onnx import convert as onnx
 from mobile_o_export.backends.onnx.backend import OnnxOptions
 from mobile_o_export.backends.onnx.encode import Encoder as OnnxEncoder
@@ -33,7 +34,6 @@ from mobile_o_export.components.base import GraphSpec
 from mobile_o_export.components.registry import COMPONENT_NAMES, component
 from mobile_o_export.compression.placeholders import Placeholders
 from mobile_o_export.compression.recipe import Recipe
-from mobile_o_export.compression.recognise import Recogniser
 from mobile_o_export.errors import LoweringError
 from mobile_o_export.model.half_safe import HALF_TINY, ScaledRMSNorm, scaled_linear_attention
 from mobile_o_export.parity.metrics import Array
@@ -211,8 +211,11 @@ def by_litert(folder: Path, values: Mapping[str, Array]) -> dict[str, Array]:
     from ai_edge_litert.interpreter import Interpreter as LiteRT
 
     path = folder / "alone.tflite"
+    module = Alone().eval()
+    litert.write_graphs(
+        path, [(spec(), module)], LiteRTEncoder(Placeholders(module, {}), half=False), "alone"
+    )
     with captured("alone"):
-        litert.convert([(spec(), Alone().eval())], path)
         found = LiteRT(str(path)).get_signature_runner("alone")(**values)
     return dict(found)
 
@@ -221,9 +224,10 @@ def by_onnx(folder: Path, values: Mapping[str, Array]) -> dict[str, Array]:
     import onnxruntime
 
     path = folder / "alone.onnx"
-    encoder = OnnxEncoder(Recogniser({}), for_onnxruntime=False, as_half=False)
+    module = Alone().eval()
+    encoder = OnnxEncoder(Placeholders(module, {}), for_onnxruntime=False, as_half=False)
     with captured("alone"):
-        onnx.convert(spec(), Alone().eval(), path, OnnxOptions(), encoder)
+        onnx.convert(spec(), module, path, OnnxOptions(), encoder)
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]
         return dict(zip(names, session.run(names, dict(values)), strict=True))
@@ -312,7 +316,7 @@ def test_components_hold_no_operator_that_was_not_tried_alone(
     for part in map(component, COMPONENT_NAMES):
         request = LowerRequest(name, part, plain, short_sequence(target), target.options)
         options = backend(target.backend).graph_options(request)
-        module = part.prepare(part.load(brief_checkpoint), options)
+        module = building.prepare(part, part.load(brief_checkpoint), options)
         for one in part.graphs(brief_checkpoint, options):
             extents = {letter: e.typical for p in one.profiles for letter, e in p.extents.items()}
             found = operators_of(part.graph(module, one, options), one.inputs, extents) - tried

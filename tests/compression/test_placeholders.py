@@ -9,8 +9,8 @@ from torch import nn
 
 from mobile_o_export.compression.compress import compress
 from mobile_o_export.compression.form import Form
+from mobile_o_export.compression.placed import Placed
 from mobile_o_export.compression.placeholders import LEAST_SIZE, Kept, Placeholders
-from mobile_o_export.compression.recognise import Placed
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.precision import Palette, Precision
 

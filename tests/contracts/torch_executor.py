@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from mobile_o_export.checkpoint import Checkpoint
+from mobile_o_export.components import building
 from mobile_o_export.components.base import Component, GraphOptions, GraphSpec
-from mobile_o_export.components.building import TORCH_DTYPES
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.session import Session
 from mobile_o_export.tensors import DType, Role
@@ -59,7 +59,7 @@ class TorchExecutor:
         with torch.no_grad():
             arguments = [torch.from_numpy(np.ascontiguousarray(value)) for value in fed.values()]
             for tensor, argument in zip(spec.inputs, arguments, strict=True):
-                assert argument.dtype == TORCH_DTYPES[tensor.dtype]
+                assert argument.dtype == building.TORCH_DTYPES[tensor.dtype]
             outputs = self._modules[graph](*arguments)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         return {
@@ -114,7 +114,7 @@ def torch_session(
     """A session over ``component``'s own graph modules under ``options``."""
     assert options.compute_dtype is DType.FLOAT32
     graphs = component.graphs(checkpoint, options)
-    module = component.prepare(component.load(checkpoint), options)
+    module = building.prepare(component, component.load(checkpoint), options)
     modules = {graph.name: component.graph(module, graph, options).eval() for graph in graphs}
     executor = TorchExecutor(graphs, modules, garbage)
     return Session(component.functions(checkpoint), graphs, executor), executor

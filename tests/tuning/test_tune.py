@@ -14,6 +14,7 @@ from PIL import Image
 from mobile_o_export.backends.registry import backend
 from mobile_o_export.calibration import PREPARED, Calibration
 from mobile_o_export.checkpoint import Checkpoint
+from mobile_o_export.components import building
 from mobile_o_export.components.registry import COMPONENT_NAMES, component
 from mobile_o_export.compression import check
 from mobile_o_export.compression.compress import compress_module, round_inputs
@@ -244,7 +245,7 @@ def test_integer_activations_are_part_of_what_is_measured(
     assert worst(bench.noise()) == 0.0
 
     # As it is lowered: compressed where it is, calibrated inputs rounded.
-    module = part.prepare(part.load(reference_checkpoint), PREPARED)
+    module = building.prepare(part, part.load(reference_checkpoint), PREPARED)
     wanted = Recipe(floating=Precision.FP16, default=Precision.parse("w8a8"))
     round_inputs(module, compress_module(module, wanted, "mcp", statistics=statistics))
     lowered = TorchRunner(part.reference(module, reference_checkpoint))

@@ -88,16 +88,11 @@ class CoreMLBackend(Backend):
     def lower(self, request: LowerRequest, checkpoint: Checkpoint, folder: Path, progress: Say) -> Artifact:
         """Writes ``<component>.mlpackage``, a multifunction package where there are several graphs."""
         from mobile_o_export.backends.coreml.write import write_package
+        from mobile_o_export.backends.lowering import Graphs
 
-        component, options = request.component, self.graph_options(request)
-        return write_package(
-            folder / f"{component.name}.mlpackage",
-            component.graphs(checkpoint, options),
-            lambda: component.prepare(component.load(checkpoint), options),
-            lambda module, spec: component.graph(module, spec, options),
-            request,
-            progress,
-        )
+        component = request.component
+        graphs = Graphs.of(component, checkpoint, self.graph_options(request))
+        return write_package(folder / f"{component.name}.mlpackage", graphs, request, progress)
 
     def least_runtimes(self, options: Mapping[str, Any]) -> Mapping[str, str]:
         """What the packages declare."""

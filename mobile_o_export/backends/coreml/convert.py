@@ -14,7 +14,7 @@ import torch
 
 from mobile_o_export.backends.coreml import rewrites
 from mobile_o_export.backends.coreml.spared import spared
-from mobile_o_export.backends.tracing import dynamic_shapes, unprinted
+from mobile_o_export.backends.tracing import dynamic_shapes, unprinted, used_parameters
 from mobile_o_export.components import building
 
 if TYPE_CHECKING:
@@ -99,15 +99,8 @@ def convert(
             # Else it writes a copy among the temporary files, and leaves it there until the process ends.
             package_dir=str(package),
         )
-    encoder.require(_used(program), spec.name)
+    encoder.require(used_parameters(program), spec.name)
     return read_model(package)
-
-
-def _used(program: torch.export.ExportedProgram) -> list[torch.Tensor]:
-    """The parameters that the graph uses."""
-    names = program.graph_signature.inputs_to_parameters
-    used = [names[node.name] for node in program.graph.nodes if node.name in names and node.users]
-    return [program.state_dict[name] for name in used]
 
 
 class Fp32Islands:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mobile_o_export.compression.palettes import Palettes
-from mobile_o_export.compression.recognise import Placed
-from mobile_o_export.errors import ExportError
+from mobile_o_export.compression.placed import Placed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,20 +46,11 @@ class Encoder:
 
     def require(self, used: Iterable[torch.Tensor], where: str) -> None:
         """Raises ExportError where a placeholder among ``used`` was not found in the last program."""
-        if missing := sorted(self.weights.among(used) - self._found):
-            raise ExportError(
-                f"{where}: {len(missing)} weights are not in the converted graph as they are in the module, "
-                f"the first {missing[0]}. Report this."
-            )
+        self.weights.require(self._found, used, where)
 
     def require_all(self, component: str) -> None:
         """Raises ExportError where a compressed weight was found in no program."""
-        found = {placed.weight.name for placed in self._placed.values()}
-        if missing := sorted(self.weights.compressed.keys() - found):
-            raise ExportError(
-                f"{component}: {len(missing)} compressed weights are not in the converted graphs, the first "
-                f"{missing[0]}. Report this; until then leave them floating point by a rule."
-            )
+        self.weights.require_all({placed.weight.name for placed in self._placed.values()}, component)
 
     def encode_last(self, pipeline: Any) -> None:
         """Appends to coremltools' ``pipeline`` a pass that encodes, after weights became fp16."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +14,8 @@ from mobile_o_export.backends.coreml import convert
 from mobile_o_export.backends.coreml.encode import Encoder
 from mobile_o_export.backends.coreml.rewrites import spell_out_tanh_gelu
 from mobile_o_export.backends.coreml.weightfile import WeightFile
-from mobile_o_export.compression.check import check_weights
-from mobile_o_export.compression.compress import compress_module, round_inputs
-from mobile_o_export.compression.placeholders import Placeholders
+from mobile_o_export.backends.lowering import Graphs, Writer, lower
+from mobile_o_export.compression.compress import round_inputs
 from mobile_o_export.members import MemberName
 from mobile_o_export.precision import Precision
 from mobile_o_export.progress import Say, silent
@@ -26,6 +25,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mobile_o_export.components.base import GraphSpec
+    from mobile_o_export.compression.compress import Compressed
+    from mobile_o_export.compression.placeholders import Placeholders
+    from mobile_o_export.parity.metrics import Array
 
 LEAST_SCALE = float(np.finfo(np.float16).tiny)
 """fp16's smallest normal number; an accelerator may take what is below it for zero."""
@@ -34,46 +36,56 @@ DEFAULT_FUNCTION = "main"
 """What Core ML calls the only function of a package."""
 
 
-def write_package(
-    package: Path,
-    specs: Sequence[GraphSpec],
-    load: Callable[[], nn.Module],
-    graph: Callable[[nn.Module, GraphSpec], nn.Module],
-    request: LowerRequest,
-    progress: Say,
-) -> Artifact:
+def write_package(package: Path, graphs: Graphs, request: LowerRequest, progress: Say) -> Artifact:
     """Writes ``package``, of one function or, where there are several graphs, of one each.
 
     Args:
         package: the ``.mlpackage`` folder to be; what is beside it is left alone.
-        specs: what its functions take and give.
-        load: the module, prepared for lowering; not kept longer than it takes to convert it.
-        graph: the module of one of ``specs`` around that one.
+        graphs: its functions.
         request: says the precisions, and names component and target.
         progress: told what happens.
 
     Raises:
-        LoweringError: coremltools failed.
-        ExportError: a weight is in no graph, or was changed on its way there.
-        GateError: a weight read back is not what was compressed.
+        As ``lower``.
     """
-    component = request.component.name
-    what = f"{component} for {request.target}: coremltools"
-    module = load()
-    spell_out_tanh_gelu(module)
-    compressed = compress_module(
-        module, request.recipe, what, progress, request.statistics, least_scale=LEAST_SCALE, keep=False
-    )
-    round_inputs(module, compressed)
-    encoder = Encoder(Placeholders(module, compressed))
-    graphs = ((spec, graph(module, spec)) for spec in specs)
-    half = request.recipe.floating == Precision.FP16
-    entries = write_graphs(package, graphs, encoder, component, half=half, what=what, progress=progress)
-    progress("reading the weights back")
-    rows = check_weights(compressed, encoder.stored(package, component), component)
-    return Artifact(
-        tuple(GraphFile(spec, MemberName(package.name), entries[spec.name]) for spec in specs), rows
-    )
+    what = f"{request.component.name} for {request.target}: coremltools"
+    return lower(request, graphs, PackageWriter(package, request, what), what, progress)
+
+
+class PackageWriter(Writer):
+    """Writes one package."""
+
+    least_scale = LEAST_SCALE
+
+    def __init__(self, package: Path, request: LowerRequest, what: str) -> None:
+        self._package = package
+        self._component = request.component.name
+        self._half = request.recipe.floating == Precision.FP16
+        self._what = what
+
+    def alter(self, module: nn.Module, compressed: Mapping[str, Compressed]) -> None:
+        """Has GELUs be what coremltools knows, and inputs integers where they are calibrated."""
+        spell_out_tanh_gelu(module)
+        round_inputs(module, compressed)
+
+    def write(
+        self, graphs: Iterator[tuple[GraphSpec, nn.Module]], weights: Placeholders, progress: Say
+    ) -> tuple[GraphFile, ...]:
+        """The package."""
+        self._encoder = Encoder(weights)
+        return write_graphs(
+            self._package,
+            graphs,
+            self._encoder,
+            self._component,
+            half=self._half,
+            what=self._what,
+            progress=progress,
+        )
+
+    def stored(self) -> Iterator[tuple[str, str, Array]]:
+        """As the MIL interpreter restores them."""
+        return self._encoder.stored(self._package, self._component)
 
 
 def write_graphs(
@@ -85,8 +97,8 @@ def write_graphs(
     half: bool,
     what: str,
     progress: Say = silent,
-) -> dict[str, str]:
-    """Writes ``package`` of ``graphs``, whose weights may be placeholders; its functions, by graph.
+) -> tuple[GraphFile, ...]:
+    """Writes ``package`` of ``graphs``, whose weights may be placeholders; where each lies.
 
     Args:
         package: the ``.mlpackage`` folder to be.
@@ -112,9 +124,10 @@ def write_graphs(
                     spec, module, Path(work), half=half, encoder=encoder, weights=weights
                 )
         encoder.require_all(component)
-        entries = {name: name for name in specs} if len(specs) > 1 else dict.fromkeys(specs, DEFAULT_FUNCTION)
+        entry = {name: name if len(specs) > 1 else DEFAULT_FUNCTION for name in specs}
         with captured(f"{what} (package)"):
             model = convert.merge(parts) if len(parts) > 1 else next(iter(parts.values()))
-            described = {entries[name]: spec for name, spec in specs.items()}
+            described = {entry[name]: spec for name, spec in specs.items()}
             convert.write(model, weights, package, described, component)
-    return entries
+    file = MemberName(package.name)
+    return tuple(GraphFile(spec, file, entry[name]) for name, spec in specs.items())

@@ -7,19 +7,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from mobile_o_export.backends import versions
-from mobile_o_export.backends.base import Artifact, Backend, Executor, GraphFile, LowerRequest, Probe
+from mobile_o_export.backends.base import Artifact, Backend, Executor, LowerRequest, Probe
 from mobile_o_export.backends.litert import flatbuffer
 from mobile_o_export.components.base import CacheStyle, GraphOptions
 from mobile_o_export.errors import ConfigError, GateError, MissingToolError
-from mobile_o_export.members import MemberName
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.precision import Activations, Floats, Integer, Precision
 from mobile_o_export.progress import Say
 from mobile_o_export.quiet import captured
-from mobile_o_export.signals import held_back
 from mobile_o_export.strict import Strict, check
 from mobile_o_export.tensors import DType
 
@@ -107,38 +103,17 @@ class LiteRTBackend(Backend):
     def lower(self, request: LowerRequest, checkpoint: Checkpoint, folder: Path, progress: Say) -> Artifact:
         """Writes ``<component>.tflite``."""
         from mobile_o_export.backends.litert import gpu
-        from mobile_o_export.backends.litert.convert import convert, fence
-        from mobile_o_export.backends.litert.encode import Encoder
-        from mobile_o_export.compression.check import check_weights
-        from mobile_o_export.compression.compress import compress_module
-        from mobile_o_export.compression.recognise import Recogniser
+        from mobile_o_export.backends.litert.write import FileWriter
+        from mobile_o_export.backends.lowering import Graphs, lower
 
-        component, options = request.component, self.graph_options(request)
+        component = request.component
         what = f"{component.name} for {request.target}: litert-torch"
-        specs = component.graphs(checkpoint, options)
-        module = component.prepare(component.load(checkpoint), options)
-        # LiteRT restores integers in fp32, whatever an accelerator computes in afterwards.
-        weights = Recogniser(
-            compress_module(module, request.recipe, what, progress, request.statistics, dtype=np.float32)
-        )
-        fence(module)
-        encoder = Encoder(weights, half=request.recipe.floating.weight_bits == 16)
         path = folder / f"{component.name}.tflite"
-        progress(f"converting {len(specs)} signature(s)")
-        # Its MLIR bindings crash the process when Ctrl-C raises an exception in their middle.
-        with held_back(), captured(what):
-            convert([(spec, component.graph(module, spec, options)) for spec in specs], path)
-        del module
-        progress("encoding the weights")
-        with captured(what):
-            encoder.encode(path)
-        weights.require_all(component.name)
+        graphs = Graphs.of(component, checkpoint, self.graph_options(request))
+        artifact = lower(request, graphs, FileWriter(path, request, what), what, progress)
         if self.options(request).operators == "gpu":
             gpu.require_taken(path, component.name)
-        progress("reading the weights back")
-        with captured(f"{what} (reading back)"):
-            rows = check_weights(weights.compressed, encoder.stored(path), component.name)
-        return Artifact(tuple(GraphFile(spec, MemberName(path.name), spec.name) for spec in specs), rows)
+        return artifact
 
     def least_runtimes(self, options: Mapping[str, Any]) -> Mapping[str, str]:
         """LiteRT's."""

@@ -7,8 +7,9 @@ index of one axis; with scales of blocks it is silently wrong, or crashes. int4 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,13 +19,16 @@ from mobile_o_export.backends.litert.contents import place_of
 from mobile_o_export.backends.litert.operators import NEEDS
 from mobile_o_export.backends.litert.restore import restored
 from mobile_o_export.compression.half import within_half
+from mobile_o_export.compression.placeholders import Kept
 from mobile_o_export.errors import LoweringError
 from mobile_o_export.precision import Activations, Integer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mobile_o_export.compression.recognise import Placed, Recogniser
+    from mobile_o_export.backends.litert.convert import Converted
+    from mobile_o_export.compression.placed import Placed
+    from mobile_o_export.compression.placeholders import Placeholders
     from mobile_o_export.parity.metrics import Array
 
 WEIGHTED = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "EMBEDDING_LOOKUP")
@@ -100,41 +104,51 @@ class Found:
         return self.placed.weight.input_scale is not None and use.kind in static.KERNELS
 
 
+@dataclass(frozen=True)
+class Turned:
+    """A weight that is not compressed as a constant of a graph; attributes as those of ``Found``."""
+
+    kept: Kept
+    axes: tuple[int, ...]
+
+    def numbers(self, dtype: type[np.floating]) -> Array:
+        """The constant."""
+        return self.kept.numbers(dtype).transpose(np.argsort(self.axes))
+
+
 class Encoder:
     """Encodes the weights of one component in its .tflite.
 
     Args:
-        weights: the compressed ones.
-        half: store other weights as fp16.
+        weights: what goes into the file.
+        half: store those that are not compressed as fp16.
     """
 
-    def __init__(self, weights: Recogniser, *, half: bool) -> None:
+    def __init__(self, weights: Placeholders, *, half: bool) -> None:
         self.weights = weights
         self._half = half
         self._found: dict[tuple[int, int], Found] = {}
 
-    def encode(self, path: Path) -> None:
-        """Rewrites ``path`` with its weights encoded; what signatures share is stored once.
+    def encode(self, converted: Converted, path: Path) -> None:
+        """Writes ``path`` with every weight in its place; what signatures share is stored once.
 
         Raises:
             ExportError: a weight that is to be fp16 is beyond its range.
             LoweringError: nothing restores a weight's scales of blocks where a graph has it.
         """
-        model = flatbuffer.read_model(path)
+        model = converted.model
         work = Pass(model, self.weights, half=self._half)
         encoded = []
-        for graph in model.subgraphs:
+        for graph, names in zip(model.subgraphs, converted.weights, strict=True):
             work.remove_fences(graph)
-            encoded.append(work.encode(graph))
+            encoded.append(work.encode(graph, names))
         flatbuffer.drop_unused(model)
         for index, graph in enumerate(model.subgraphs):
             for number, tensor in enumerate(graph.tensors):
                 if id(tensor) in encoded[index]:
                     self._found[index, number] = encoded[index][id(tensor)]
-        beside = path.with_suffix(".encoded")
-        with beside.open("wb") as file:
+        with path.open("wb") as file:
             flatbuffer.write_model(model, file)
-        beside.replace(path)
 
     def stored(self, path: Path) -> Iterator[tuple[str, str, Array]]:
         """What LiteRT restores of the weights in a saved ``path``: name, place, numbers in parameters' axes.
@@ -158,15 +172,15 @@ class Encoder:
 class Pass:
     """One rewriting of a model; it knows what became of each buffer, for other graphs that use it."""
 
-    def __init__(self, model: Any, weights: Recogniser, *, half: bool) -> None:
+    def __init__(self, model: Any, weights: Placeholders, *, half: bool) -> None:
         from ai_edge_litert import schema_py_generated
 
         self.schema: Any = schema_py_generated
         self.model = model
         self.weights = weights
         self.half = half
-        self._recognised: dict[tuple[Any, ...], Found | None] = {}
         self.buffers: dict[tuple[Any, ...], int] = {}
+        self._by_content: dict[str, int] = {}
 
     def remove_fences(self, graph: Any) -> None:
         """Removes what kept the converter from changing weights."""
@@ -178,23 +192,31 @@ class Pass:
                     fences.append(operator)
         flatbuffer.bypass(self.model, graph, fences)
 
-    def encode(self, graph: Any) -> dict[int, Found]:
-        """Encodes the weights of ``graph``; those that are compressed, by their tensors' ids."""
+    def encode(self, graph: Any, names: Mapping[int, str]) -> dict[int, Found]:
+        """Encodes the weights of ``graph``; those that are compressed, by their tensors' ids.
+
+        Args:
+            graph: a subgraph.
+            names: the parameters that belong in its tensors, by these tensors' numbers.
+        """
         before: dict[int, list[Any]] = {}
         after: dict[int, list[Any]] = {}
         encoded: dict[int, Found] = {}
-        constants = self._constants(graph)
+        constants = self._constants(graph, names)
         halved: set[int] = set()
         for number, uses in constants.items():
             tensor = graph.tensors[number]
-            found = self._recognise(tensor, uses[0])
+            weight = self._weight(tensor, names[number], uses[0]) if number in names else None
+            found = weight if isinstance(weight, Found) else None
             if found is not None:
                 encoded[id(tensor)] = found
                 self._store_integers(graph, tensor, found)
             elif self.half and any(use.kind in WEIGHTED and use.slot == 1 for use in uses):
-                self._store_half(tensor)
+                self._store_half(tensor, weight if isinstance(weight, Turned) else None)
                 halved |= {id(use.operator) for use in uses if use.slot == 1}
             else:
+                if isinstance(weight, Turned):
+                    self._store(tensor, weight, np.float32)
                 continue
             rest = []
             for use in uses:
@@ -226,13 +248,13 @@ class Pass:
         ]
         return encoded
 
-    def _constants(self, graph: Any) -> dict[int, list[Use]]:
-        """The float32 constants of ``graph`` by the tensors' numbers, with what uses them."""
+    def _constants(self, graph: Any, names: Mapping[int, str]) -> dict[int, list[Use]]:
+        """The float32 constants of ``graph`` by the tensors' numbers, with what uses them; of weights all."""
         uses: dict[int, list[Use]] = {}
         for operator in graph.operators:
             kind = flatbuffer.operator_name(self.model, operator.opcodeIndex)
             for slot, number in enumerate(() if operator.inputs is None else operator.inputs):
-                if number >= 0 and self._is_constant(graph.tensors[number]):
+                if number >= 0 and (number in names or self._is_constant(graph.tensors[number])):
                     uses.setdefault(int(number), []).append(Use(operator, kind, slot))
         return uses
 
@@ -246,42 +268,68 @@ class Pass:
         content: Array = np.frombuffer(self.model.buffers[tensor.buffer].data, np.float32)
         return content.reshape([] if tensor.shape is None else tensor.shape)
 
-    def _recognise(self, tensor: Any, use: Use) -> Found | None:
-        """The compressed weight that a float32 constant holds, if it holds one."""
-        shape = () if tensor.shape is None else tuple(tensor.shape)
+    def _weight(self, tensor: Any, name: str, use: Use) -> Found | Turned:
+        """The weight ``name`` as the constant that an operator takes: this says in what order its axes are.
+
+        Raises:
+            LoweringError: it does not.
+        """
+        shape = tuple(map(int, tensor.shape))
         axes: tuple[int, ...] = tuple(range(len(shape)))
         if use.slot == 1:
             axes = PARAMETER_AXES.get(use.kind, axes)
-        key = (int(tensor.buffer), shape, axes)
-        if key not in self._recognised:
-            known = self.weights.compressed
-            placed = self.weights.find(self.content(tensor).transpose(axes)) if known else None
-            self._recognised[key] = Found(placed, axes) if placed else None
-        return self._recognised[key]
+        turned = tuple(shape[axis] for axis in axes)
+        dense = [size for size in self.weights.shape_of(name) if size > 1]
+        if [size for size in turned if size > 1] != dense or (use.slot != 1 or use.kind not in WEIGHTED):
+            raise LoweringError(
+                f"{name} of {self.weights.shape_of(name)} is a constant of {shape} of {use.kind}, and nothing "
+                "says in what order its axes are. Report this."
+            )
+        placed = self.weights.at(name, tuple(range(len(dense))), turned)
+        return Turned(placed, axes) if isinstance(placed, Kept) else Found(placed, axes)
 
     def _half_copy(self, graph: Any, tensor: Any) -> int:
         """The number of a new fp16 tensor of a float32 constant's numbers."""
         number = self.add_tensor(graph, tensor.name + b".half", tensor.shape, "FLOAT32", tensor.buffer)
-        self._store_half(graph.tensors[number])
+        self._store_half(graph.tensors[number], None)
         return number
 
-    def _store_half(self, tensor: Any) -> None:
-        """Makes a float32 constant an fp16 one."""
+    def _store_half(self, tensor: Any, weight: Turned | None) -> None:
+        """Makes a float32 constant, or the one that ``weight`` is to be, an fp16 one."""
+        if weight is not None:
+            self._store(tensor, weight, np.float16)
+            return
         key = (int(tensor.buffer), "FLOAT16")
         if key not in self.buffers:
             content = within_half(self.content(tensor), "stored as fp16").astype(np.float16)
             self.buffers[key] = flatbuffer.add_buffer(self.model, content)
         tensor.buffer, tensor.type = self.buffers[key], self.schema.TensorType.FLOAT16
 
+    def _store(self, tensor: Any, weight: Turned, dtype: type[np.floating]) -> None:
+        """Gives a tensor the numbers of a weight that is not compressed."""
+        tensor.buffer = self._held(
+            (weight.kept.name, weight.axes, dtype.__name__), lambda: weight.numbers(dtype)
+        )
+        tensor.type = getattr(self.schema.TensorType, dtype.__name__.upper())
+
+    def _held(self, key: tuple[Any, ...], make: Callable[[], Array]) -> int:
+        """The index of a buffer of what ``make`` gives, whatever has the same bytes; by ``key`` once made."""
+        if key not in self.buffers:
+            content = np.ascontiguousarray(make())
+            digest = sha256(flatbuffer.data_bytes(content)).hexdigest()
+            if digest not in self._by_content:
+                held = flatbuffer.Held(content.nbytes, make)
+                self._by_content[digest] = flatbuffer.add_buffer(self.model, held)
+            self.buffers[key] = self._by_content[digest]
+        return self.buffers[key]
+
     def _store_integers(self, graph: Any, tensor: Any, found: Found) -> None:
         """Makes a float32 constant one of integers with scales."""
         weight, schema = found.placed.weight, self.schema
         four = weight.form.precision.weight_bits == 4
-        key = (weight.name, found.axes, found.placed.axes, found.placed.shape)
-        if key not in self.buffers:
-            numbers = found.numbers()
-            self.buffers[key] = flatbuffer.add_buffer(self.model, _packed(numbers) if four else numbers)
-        tensor.buffer = self.buffers[key]
+        tensor.buffer = self._held(
+            (weight.name, found.axes), lambda: _packed(found.numbers()) if four else found.numbers()
+        )
         tensor.type = schema.TensorType.INT4 if four else schema.TensorType.INT8
         scales = found.scales()
         if found.block is None:

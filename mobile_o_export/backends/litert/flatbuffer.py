@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -32,17 +34,29 @@ RUNTIME = b"min_runtime_version"
 RUNTIME_BYTES = 16
 
 
+@dataclass(frozen=True)
+class Held:
+    """The content of a buffer that is made when it is written: ``size`` bytes."""
+
+    size: int
+    make: Callable[[], Array]
+
+
 def read_model(path: Path) -> Any:
     """The ``ModelT`` in ``path``; its large buffers are views of the file, mapped into memory."""
+    with path.open("rb") as file:
+        return parse_model(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def parse_model(content: bytes | mmap.mmap) -> Any:
+    """The ``ModelT`` in ``content``; its large buffers are views."""
     from ai_edge_litert.tools import flatbuffer_utils
 
-    with path.open("rb") as file:
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return flatbuffer_utils.read_model_from_bytearray(memoryview(content))
 
 
 def write_model(model: Any, file: BinaryIO) -> None:
-    """Writes a ``ModelT`` whose buffers are arrays or views, which it gives up. No buffer is copied.
+    """Writes a ``ModelT`` whose buffers are arrays, views or ``Held``, which it gives up. None is copied.
 
     Large buffers are vectors of the flatbuffer like any other, behind its tables. litert-torch writes them
     behind the flatbuffer instead, where LiteRT finds them and OpenVINO 2026.4 does not.
@@ -53,18 +67,20 @@ def write_model(model: Any, file: BinaryIO) -> None:
     from ai_edge_litert.schema_py_generated import Model
     from ai_edge_litert.tools import flatbuffer_utils
 
-    large: dict[int, memoryview] = {}
+    large: dict[int, Any] = {}
     for index, buffer in enumerate(model.buffers):
         buffer.offset = buffer.size = 0
-        if buffer.data is not None and len(content := memoryview(buffer.data).cast("B")) >= SMALL_BYTES:
-            large[index] = content
+        if buffer.data is not None and _size(buffer.data) >= SMALL_BYTES:
+            large[index] = buffer.data
             buffer.data = np.zeros(0, np.uint8)
+        elif isinstance(buffer.data, Held):
+            buffer.data = np.asarray(_bytes(buffer.data))
     head = flatbuffer_utils.convert_object_to_bytearray(model)
     packed, end = Model.GetRootAs(head), len(head)
     places: dict[int, int] = {}
     for index, content in large.items():
         places[index] = -(-(end + _LENGTH_BYTES) // ALIGNMENT) * ALIGNMENT
-        end = places[index] + len(content)
+        end = places[index] + _size(content)
     if end > PORTABLE_BYTES:
         raise ExportError(
             f"{end / 2**30:.2f} GiB exceed the 2 GiB that a .tflite can hold. "
@@ -78,16 +94,31 @@ def write_model(model: Any, file: BinaryIO) -> None:
     end = file.write(head)
     for index, content in large.items():
         end += file.write(bytes(places[index] - _LENGTH_BYTES - end))
-        end += file.write(len(content).to_bytes(_LENGTH_BYTES, "little"))
-        end += file.write(content)
+        end += file.write(_size(content).to_bytes(_LENGTH_BYTES, "little"))
+        end += file.write(_bytes(content))
 
 
-def add_buffer(model: Any, content: Array) -> int:
+def _size(data: Any) -> int:
+    return data.size if isinstance(data, Held) else memoryview(data).nbytes
+
+
+def _bytes(data: Any) -> memoryview:
+    """What a buffer's ``data`` is in the file."""
+    return memoryview(data_bytes(data.make()) if isinstance(data, Held) else data)
+
+
+def data_bytes(content: Array) -> Any:
+    """An array's bytes in row-major order."""
+    return np.ascontiguousarray(content).reshape(-1).view(np.uint8).data
+
+
+def add_buffer(model: Any, content: Array | Held) -> int:
     """The index of a new buffer that holds ``content``."""
     from ai_edge_litert.schema_py_generated import BufferT
 
     buffer = BufferT()
-    buffer.data = np.ascontiguousarray(content).reshape(-1).view(np.uint8)
+    whole = isinstance(content, Held)
+    buffer.data = content if whole else np.ascontiguousarray(content).reshape(-1).view(np.uint8)
     model.buffers.append(buffer)
     return len(model.buffers) - 1
 

@@ -91,9 +91,7 @@ class MobileOAppBackend(Backend):
         spec, *further = packages.package_specs(component, checkpoint, options)
         written = write_package(
             folder / packages.PACKAGES[component.name].file,
-            [spec],
-            lambda: packages.package_module(component, checkpoint, options),
-            lambda module, own: packages.package_graph(component, module, own, options),
+            packages.package_graphs(component, spec, checkpoint, options),
             request,
             progress,
         )

@@ -114,16 +114,15 @@ def write_language(
     from mobile_o_export.compression.compress import compress_module
 
     recipe, what = request.recipe, f"{LANGUAGE} for {request.target}"
-    module = request.component.load(checkpoint)
-    compressed = compress_module(module, recipe, what, progress)
+    module = request.component.load(checkpoint, stored=True)
+    compressed = compress_module(module, recipe, what, progress, keep=False)
     parameters = {**dict(module.named_parameters()), **_projector(checkpoint)}
     if _tied(checkpoint):
         del parameters[HEAD]
         compressed.pop(HEAD, None)
     # By the names in the file: each parameter, and what it was compressed to, if it was.
     weights = {
-        _filed(name): (parameter.detach().float().numpy(), compressed.get(name))
-        for name, parameter in parameters.items()
+        _filed(name): (parameter.detach(), compressed.get(name)) for name, parameter in parameters.items()
     }
     place = folder / LANGUAGE
     place.mkdir()
@@ -131,7 +130,7 @@ def write_language(
     tensors: dict[str, Array] = {}
     for name, (values, weight) in weights.items():
         if weight is None:
-            tensors[name] = within_half(values, "stored").astype(np.float16)
+            tensors[name] = within_half(values.float().numpy(), "stored").astype(np.float16)
         else:
             tensors |= quantized_tensors(name, weight)
     write_weights(place, tensors)
@@ -166,7 +165,7 @@ def _projector(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
 
 
 def _write_config(
-    checkpoint: Checkpoint, recipe: Recipe, weights: Mapping[str, tuple[Array, Any]], folder: Path
+    checkpoint: Checkpoint, recipe: Recipe, weights: Mapping[str, tuple[torch.Tensor, Any]], folder: Path
 ) -> None:
     """``config.json``, with the keys that the app reads."""
     language = checkpoint.config.language

@@ -16,6 +16,7 @@ from mobile_o_export.tensors import DType, Role, TensorSpec
 if TYPE_CHECKING:
     from torch import nn
 
+    from mobile_o_export.backends.lowering import Graphs
     from mobile_o_export.checkpoint import Checkpoint
 
 LEAST_LENGTH = 77
@@ -119,11 +120,25 @@ def _lengthened(profile: Profile) -> Profile:
     return replace(profile, extents=extents)
 
 
-def package_module(component: Component, checkpoint: Checkpoint, options: GraphOptions) -> nn.Module:
-    """The part of a component that its package holds, prepared for lowering."""
+def package_graphs(
+    component: Component, spec: GraphSpec, checkpoint: Checkpoint, options: GraphOptions
+) -> Graphs:
+    """What the package of a component holds: one graph, of ``spec``."""
+    from mobile_o_export.backends import lowering
+
+    graphs = lowering.Graphs.of(component, checkpoint, options)
+    return replace(
+        graphs,
+        specs=(spec,),
+        load=lambda: _packaged(component, graphs.load()),
+        around=lambda module, own: _masked(component, graphs.around(module, own)),
+    )
+
+
+def _packaged(component: Component, module: nn.Module) -> nn.Module:
+    """The part of a component that its package holds."""
     from torch import nn
 
-    module = component.prepare(component.load(checkpoint), options)
     if component.name == VISION:
         # A tower and a projector; weights keep their names, by which recipes know them.
         assert isinstance(module, nn.Sequential)
@@ -131,11 +146,7 @@ def package_module(component: Component, checkpoint: Checkpoint, options: GraphO
     return module
 
 
-def package_graph(
-    component: Component, module: nn.Module, spec: GraphSpec, options: GraphOptions
-) -> nn.Module:
-    """The module of a package's graph around ``package_module``'s."""
-    graph = component.graph(module, spec, options)
+def _masked(component: Component, graph: nn.Module) -> nn.Module:
     if component.name != CONNECTOR:
         return graph
     from mobile_o_export.backends.mobile_o_app.connector import MaskedByZeros

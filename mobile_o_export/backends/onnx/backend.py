@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -14,11 +13,10 @@ from pydantic import Field, model_validator
 from mobile_o_export.backends import versions
 from mobile_o_export.backends.base import Artifact, Backend, Executor, GraphFile, LowerRequest, Probe
 from mobile_o_export.backends.onnx import nbits
-from mobile_o_export.backends.onnx.encode import BLOCKS_OPSET, Encoder
+from mobile_o_export.backends.onnx.encode import BLOCKS_OPSET
 from mobile_o_export.backends.onnx.tensorrt import TENSORRT_OPSET
 from mobile_o_export.components.base import CacheStyle, GraphOptions
-from mobile_o_export.errors import ConfigError, GateError, LoweringError, MissingToolError
-from mobile_o_export.members import MemberName
+from mobile_o_export.errors import ConfigError, GateError, MissingToolError
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.precision import Activations, Integer, Precision
 from mobile_o_export.progress import Say
@@ -112,41 +110,13 @@ class OnnxBackend(Backend):
 
     def lower(self, request: LowerRequest, checkpoint: Checkpoint, folder: Path, progress: Say) -> Artifact:
         """Writes ``<graph>.onnx`` and its weights in ``<graph>.onnx.data`` for each graph."""
-        from mobile_o_export.backends.onnx import tensorrt
-        from mobile_o_export.backends.onnx.convert import convert
-        from mobile_o_export.backends.onnx.half import round_to_half
-        from mobile_o_export.compression.check import check_weights
-        from mobile_o_export.compression.compress import compress_module, round_inputs
-        from mobile_o_export.compression.recognise import Recogniser
+        from mobile_o_export.backends.lowering import Graphs, lower
+        from mobile_o_export.backends.onnx.write import FilesWriter
 
-        component, options, settings = request.component, self.graph_options(request), self.options(request)
-        module = component.prepare(component.load(checkpoint), options)
-        what = f"{component.name} for {request.target}"
-        weights = Recogniser(compress_module(module, request.recipe, what, progress, request.statistics))
-        round_inputs(module, weights.compressed)
-        as_half = request.recipe.floating == Precision.W16
-        if as_half:
-            round_to_half(module, weights.compressed)
-        for_onnxruntime = settings.operators == "onnxruntime"
-        encoder = Encoder(weights, for_onnxruntime=for_onnxruntime, as_half=as_half)
-        files = []
-        for spec in component.graphs(checkpoint, options):
-            progress(f"exporting {spec.name}")
-            path = folder / f"{spec.name}.onnx"
-            with captured(f"{what}: torch.onnx ({spec.name})"):
-                operators = convert(spec, component.graph(module, spec, options), path, settings, encoder)
-            if settings.operators == "tensorrt" and (unknown := tensorrt.unsupported(operators)):
-                raise LoweringError(
-                    f"{what}: {spec.name} uses {', '.join(unknown)}, which "
-                    "TensorRT's parser lacks; rewrite the module so that it lowers to other operators."
-                )
-            files.append(GraphFile(spec, MemberName(path.name), ""))
-        del module
-        weights.require_all(component.name)
-        progress("reading the weights back")
-        stored = chain.from_iterable(encoder.stored(folder / file.file, file.spec.name) for file in files)
-        rows = check_weights(weights.compressed, stored, component.name)
-        return Artifact(tuple(files), rows)
+        what = f"{request.component.name} for {request.target}: torch.onnx"
+        graphs = Graphs.of(request.component, checkpoint, self.graph_options(request))
+        writer = FilesWriter(folder, request.recipe, self.options(request), what)
+        return lower(request, graphs, writer, what, progress)
 
     def finish(
         self, folder: Path, graphs: Mapping[str, tuple[GraphFile, ...]], options: Mapping[str, Any]

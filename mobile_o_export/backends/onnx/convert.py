@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mobile_o_export.backends.tracing import Positional, dynamic_examples, dynamic_shapes, unprinted
+from mobile_o_export.backends.tracing import (
+    Positional,
+    dynamic_examples,
+    dynamic_shapes,
+    unprinted,
+    used_parameters,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,7 +73,7 @@ def convert(
     model.ir_version = settings.ir_version
     model.graph.name = spec.name
     _name_axes(model.graph, spec)
-    encoder.encode(model.graph)
+    encoder.encode(model.graph, used_parameters(exported))
     _clean(model)
     program.save(str(path), external_data=True)
     return {node.op_type for node in model.graph.all_nodes()}

@@ -13,7 +13,7 @@ from mobile_o_export.backends.onnx.edits import Product, add_constant, replace_p
 from mobile_o_export.precision import Integer
 
 if TYPE_CHECKING:
-    from mobile_o_export.compression.recognise import Placed
+    from mobile_o_export.compression.placed import Placed
     from mobile_o_export.parity.metrics import Array
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from mobile_o_export.compression.placeholders import Kept
     from mobile_o_export.parity.metrics import Array
 
 CONTRIBUTED = "com.microsoft"
@@ -68,6 +69,18 @@ def add_constant(graph: Any, name: str, content: Array, dtype: Any) -> Any:
     value = onnx_ir.val(name, dtype, tensor.shape, const_value=tensor)
     graph.register_initializer(value)
     return value
+
+
+def hold(value: Any, kept: Kept) -> None:
+    """Makes an initializer of a weight that stays floating point; its numbers are made when it is saved."""
+    import onnx_ir
+
+    kind, dtype = value.dtype, value.dtype.numpy().type
+
+    def tensor() -> Any:
+        return onnx_ir.Tensor(np.ascontiguousarray(kept.numbers(dtype)), kind, name=value.name)
+
+    value.const_value = onnx_ir.LazyTensor(tensor, kind, onnx_ir.Shape(kept.shape), name=value.name)
 
 
 def replace_node(graph: Any, old: Any, new: Sequence[Any]) -> None:

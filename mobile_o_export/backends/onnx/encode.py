@@ -7,24 +7,28 @@ nobody sets it), so for it matrices are in operators that say what activations a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mobile_o_export.backends.onnx import dynamic, nbits
-from mobile_o_export.backends.onnx.edits import add_constant, gathers, products
+from mobile_o_export.backends.onnx.edits import add_constant, gathers, hold, products
 from mobile_o_export.backends.onnx.external import load_whole
 from mobile_o_export.backends.onnx.half import store_as_half
 from mobile_o_export.backends.onnx.readback import restored
 from mobile_o_export.backends.onnx.steps import match_types
+from mobile_o_export.compression.placeholders import Kept
 from mobile_o_export.precision import Activations
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mobile_o_export.compression.recognise import Placed, Recogniser
+    import torch
+
+    from mobile_o_export.compression.placed import Placed
+    from mobile_o_export.compression.placeholders import Placeholders
     from mobile_o_export.parity.metrics import Array
 
 BLOCKS_OPSET = 21
@@ -35,28 +39,40 @@ class Encoder:
     """Encodes the weights of one component wherever its graphs hold them.
 
     Attributes:
-        weights: the compressed ones.
+        weights: what the placeholders stand for.
         for_onnxruntime: whether operators may be ONNX Runtime's own.
         as_half: whether fp32 initializers are stored as fp16 where that loses nothing.
     """
 
-    def __init__(self, weights: Recogniser, *, for_onnxruntime: bool = False, as_half: bool = False) -> None:
+    def __init__(
+        self, weights: Placeholders, *, for_onnxruntime: bool = False, as_half: bool = False
+    ) -> None:
         self.weights = weights
         self.for_onnxruntime = for_onnxruntime
         self.as_half = as_half
         self._placed: dict[tuple[str, str], Placed] = {}
 
-    def encode(self, graph: Any) -> None:
-        """Replaces the initializers of an onnx_ir ``graph`` that hold restored weights."""
+    def encode(self, graph: Any, used: Iterable[torch.Tensor] = ()) -> None:
+        """Replaces the initializers of an onnx_ir ``graph`` that are placeholders.
+
+        Raises:
+            ExportError: a placeholder among ``used`` is none of them.
+        """
         import onnx_ir
 
         match_types(graph)
+        found = set()
         for name, value in list(graph.initializers.items()):
             if value.dtype not in (onnx_ir.DataType.FLOAT, onnx_ir.DataType.FLOAT16):
                 continue
             placed = self.weights.find(value.const_value.numpy())
             if placed is None:
                 continue
+            if isinstance(placed, Kept):
+                found.add(placed.name)
+                hold(value, placed)
+                continue
+            found.add(placed.weight.name)
             # Between QuantizeLinear and its product, runtimes look for the standard's form.
             calibrated = placed.weight.input_scale is not None
             own = self.for_onnxruntime and not calibrated
@@ -65,8 +81,13 @@ class Encoder:
                 graph, name, value, placed, unsigned=self.for_onnxruntime and calibrated
             )
             del graph.initializers[name]
+        self.weights.require(found, used, graph.name)
         if self.as_half:
             store_as_half(graph)
+
+    def require_all(self, component: str) -> None:
+        """Raises ExportError where a compressed weight was found in no graph."""
+        self.weights.require_all({placed.weight.name for placed in self._placed.values()}, component)
 
     def stored(self, file: Path, graph: str) -> Iterator[tuple[str, str, Array]]:
         """What the weights in a saved ``file`` restore: name, place, numbers in the parameters' axes."""

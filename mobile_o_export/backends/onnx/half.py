@@ -18,7 +18,7 @@ FEWEST = 128
 
 
 def round_to_half(module: nn.Module, kept: Container[str]) -> None:
-    """Rounds the parameters of ``module`` to fp16 where they are, but those named in ``kept``.
+    """Rounds the parameters of ``module`` to fp16, and leaves them so, but for those named in ``kept``.
 
     The parameters' own tensors, which may be views of the checkpoint's file, are left as they are.
 
@@ -28,12 +28,9 @@ def round_to_half(module: nn.Module, kept: Container[str]) -> None:
     import torch
 
     for name, parameter in module.named_parameters():
-        if name in kept or parameter.dtype != torch.float32:
-            continue
-        wide = within_half(parameter.detach().numpy(), "stored as fp16")
-        rounded = wide.astype(np.float16).astype(np.float32)
-        if not np.array_equal(rounded, wide):
-            parameter.data = torch.from_numpy(rounded)
+        if name not in kept and parameter.dtype != torch.float16:
+            wide = within_half(parameter.detach().float().numpy(), "stored as fp16")
+            parameter.data = torch.from_numpy(wide.astype(np.float16))
 
 
 def store_as_half(graph: Any) -> None:

@@ -22,7 +22,7 @@ from mobile_o_export.backends.onnx.edits import (
 )
 
 if TYPE_CHECKING:
-    from mobile_o_export.compression.recognise import Placed
+    from mobile_o_export.compression.placed import Placed
     from mobile_o_export.parity.metrics import Array
 
 BLOCKS = (16, 32, 64, 128, 256)
