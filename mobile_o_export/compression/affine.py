@@ -13,16 +13,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mobile_o_export.compression.half import within_half
+from mobile_o_export.compression.half import chunks, within_half
 
 if TYPE_CHECKING:
     from mobile_o_export.parity.metrics import Array
 
 SMALLEST_SCALE = np.float32(1e-7)
 """MLX's, before rounding: a block of equal weights, or of zeros, has no range to derive a scale from."""
-
-CHUNK = 1 << 22
-"""Weights that are quantised at once, which bounds the memory."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,10 @@ class Affines:
         weights: Array = (product + self.offsets[:, None]).astype(dtype, copy=False)
         return weights
 
+    def rows(self, part: slice) -> Affines:
+        """Some of the groups."""
+        return Affines(self.values[part], self.scales[part], self.offsets[part])
+
 
 def quantize(groups: Array, bits: int) -> Affines:
     """What MLX makes of weights that are fp16.
@@ -58,13 +59,10 @@ def quantize(groups: Array, bits: int) -> Affines:
     """
     if bits not in (4, 8):
         raise ValueError(f"affine integers of weights have 4 or 8 bits, not {bits}")
-    wide = within_half(groups, "quantized")
-    values = np.empty(wide.shape, np.uint8)
-    scales, offsets = np.empty(len(wide), np.float16), np.empty(len(wide), np.float16)
-    step = max(1, CHUNK // max(1, wide.shape[1]))
-    for start in range(0, len(wide), step):
-        part = slice(start, start + step)
-        rows = wide[part].astype(np.float16).astype(np.float32)
+    values = np.empty(groups.shape, np.uint8)
+    scales, offsets = np.empty(len(groups), np.float16), np.empty(len(groups), np.float16)
+    for part in chunks(*groups.shape):
+        rows = within_half(groups[part], "quantized").astype(np.float16).astype(np.float32)
         scale, offset = _grid(rows, 2**bits - 1)
         # By the numbers before they are rounded to fp16, as MLX does.
         steps = np.rint((rows - offset[:, None]) / scale[:, None])

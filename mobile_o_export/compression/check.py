@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mobile_o_export.digests import array_digest
 from mobile_o_export.errors import GateError
-from mobile_o_export.parity.metrics import snr_db
+from mobile_o_export.parity.metrics import snr_of_pieces
 from mobile_o_export.precision import Palette, Precision
 
 if TYPE_CHECKING:
@@ -81,45 +81,44 @@ def check_weights(
             name=name,
             precision=weight.form.precision,
             shape=weight.form.shape,
-            snr_db=require_near(weight, restored, where),
+            snr_db=require_near(weight, [(slice(None), weight.rows(restored))], where),
             least_db=least_db(weight.form.precision),
             size_bytes=weight.form.size_bytes,
             sha256=array_digest(restored),
             places=(*(rows[name].places if name in rows else ()), place),
             input_scale=weight.input_scale,
         )
-        if not np.array_equal(restored, weight.restored()):
-            differing = int(np.count_nonzero(restored != weight.restored()))
+        found = weight.rows(restored)
+        differing = sum(int(np.count_nonzero(found[part] != wanted)) for part, wanted in weight.pieces())
+        if differing:
             raise GateError(
                 f"{where} differs from what was compressed in {differing} of {restored.size} numbers. "
                 "Do not ship it."
             )
         rows[name] = row
-    # Of weights with the same numbers, as tied ones are, a file may hold one.
-    for name in sorted(compressed.keys() - rows.keys()):
-        alike = (other for other in rows.values() if _same(compressed[other.name], compressed[name]))
-        if twin := next(alike, None):
-            rows[name] = replace(twin, name=name, input_scale=compressed[name].input_scale)
     if missing := sorted(compressed.keys() - rows.keys()):
         raise GateError(f"{component}: the file does not hold the compressed weight {missing[0]}.")
     return tuple(rows[name] for name in sorted(rows))
 
 
-def _same(one: Compressed, other: Compressed) -> bool:
-    return one.form.shape == other.form.shape and np.array_equal(one.restored(), other.restored())
-
-
-def require_near(weight: Compressed, restored: Array, where: str) -> float:
+def require_near(weight: Compressed, restored: Iterable[tuple[slice, Array]], where: str) -> float:
     """The SNR of a weight against its source, errors weighed as its palette was fitted to them.
+
+    Args:
+        weight: with its source.
+        restored: rows of [G, N], and what they were restored to.
+        where: for a message.
 
     Raises:
         GateError: it is less than its precision can excuse.
     """
+    source = weight.rows(weight.source)
     if weight.importance is None:
-        level = snr_db(weight.source, restored)
+        level = snr_of_pieces((source[part], found) for part, found in restored)
     else:
-        root = np.sqrt(weight.importance).astype(np.float32)
-        level = snr_db(weight.source * root, restored * root)
+        root = np.sqrt(weight.rows(weight.importance)).astype(np.float32)
+        weighed = ((source[part] * root[part], found * root[part]) for part, found in restored)
+        level = snr_of_pieces(weighed)
     precision = weight.form.precision
     if level < least_db(precision):
         raise GateError(

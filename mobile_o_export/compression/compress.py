@@ -20,7 +20,7 @@ from mobile_o_export.compression import affine
 from mobile_o_export.compression.activations import Statistics, layers, quantize_inputs
 from mobile_o_export.compression.check import require_near
 from mobile_o_export.compression.form import Form
-from mobile_o_export.compression.half import stored_array
+from mobile_o_export.compression.half import chunks, stored_array
 from mobile_o_export.compression.integers import Integers, quantize
 from mobile_o_export.compression.palettes import Palettes, palettize
 from mobile_o_export.errors import ExportError
@@ -69,6 +69,16 @@ class Compressed:
     def restored(self) -> Array:
         """The weight that a runtime computes from it, of that dtype."""
         return self.data.restored(self.dtype).reshape(self.form.shape)
+
+    def pieces(self) -> Iterator[tuple[slice, Array]]:
+        """``restored`` a few groups at a time: which rows of [G, N], and they."""
+        count = prod(self.form.groups)
+        for part in chunks(count, prod(self.form.shape) // count):
+            yield part, self.data.rows(part).restored(self.dtype)
+
+    def rows(self, values: Array) -> Array:
+        """``values`` of the weight's shape as [G, N], a row a group."""
+        return values.reshape(prod(self.form.groups), -1)
 
 
 def weights_of(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -141,8 +151,7 @@ def compress_module(
         say(f"compressing weight {index + 1} of {len(stored)}")
         parameter = parameters[name]
         layer = known.get(name)
-        source = stored_array(parameter)
-        weight = source.astype(np.float32, copy=False)
+        weight = stored_array(parameter)
         importance = layer.importance(form.shape) if layer and recipe.importance else None
         try:
             found = compress(name, weight, form, importance, dtype)
@@ -158,12 +167,11 @@ def compress_module(
             found = replace(
                 found, input_scale=layer.inputs.scale(bits), output_scale=layer.outputs.scale(bits)
             )
-        restored = found.restored()
         # The files are held to this as well, at the end of hours.
-        require_near(found, restored, f"{where}: {name}")
-        stays = torch.from_numpy(restored).to(parameter.dtype) if keep else parameter.new_zeros(())
+        require_near(found, found.pieces(), f"{where}: {name}")
+        stays = torch.from_numpy(found.restored()).to(parameter.dtype) if keep else parameter.new_zeros(())
         parameter.data = stays.expand(form.shape)
-        done[name] = replace(found, source=source)
+        done[name] = found
     return done
 
 
@@ -195,7 +203,7 @@ def compress(
 
     Args:
         name: of the weight.
-        weight: float32 of the form's shape.
+        weight: of the form's shape, float32 or of 16 bits.
         form: how to store it.
         importance: of each weight's error, of the same shape; see ``palettize``.
         dtype: what the weight will be computed in.

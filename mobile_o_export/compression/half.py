@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,16 @@ if TYPE_CHECKING:
     import torch
 
     from mobile_o_export.parity.metrics import Array
+
+
+CHUNK = 1 << 22
+"""Weights that are compressed at once, which bounds the memory."""
+
+
+def chunks(count: int, length: int, most: int = CHUNK) -> Iterator[slice]:
+    """Slices of ``count`` rows of ``length`` weights, each of about ``CHUNK`` and at most ``most`` rows."""
+    step = max(1, min(most, CHUNK // max(1, length)))
+    return (slice(start, start + step) for start in range(0, count, step))
 
 
 def fits_half(weights: Array) -> bool:
@@ -45,9 +56,11 @@ def stored_array(parameter: torch.Tensor) -> Array:
 
 
 def narrowed(weights: Array) -> Array:
-    """float32 ``weights`` as bf16 or fp16 where that is all of them, else as they are."""
+    """``weights``, float32 or of 16 bits, as bf16 or fp16 where that is all of them, else as they are."""
     import torch
 
+    if weights.dtype.itemsize == 2:
+        return weights
     wide = np.ascontiguousarray(weights)
     halves = wide.reshape(-1).view(np.uint16)
     if not halves[::2].any():  # the lower halves, of little-endian numbers

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mobile_o_export.compression.half import within_half
+from mobile_o_export.compression.half import chunks, within_half
 
 if TYPE_CHECKING:
     from mobile_o_export.parity.metrics import Array
@@ -33,8 +33,12 @@ class Integers:
 
     def restored(self, dtype: type[np.floating] = np.float16) -> Array:
         """The weights that the integers stand for, [G, N], as a runtime computes them in ``dtype``."""
-        product: Array = self.values.astype(dtype) * self.scales[:, None].astype(dtype)
+        product: Array = np.multiply(self.values, self.scales[:, None].astype(dtype), dtype=dtype)
         return product
+
+    def rows(self, part: slice) -> Integers:
+        """Some of the groups."""
+        return Integers(self.values[part], self.scales[part])
 
 
 def quantize(groups: Array, bits: int, *, clip: bool = False) -> Integers:
@@ -50,9 +54,17 @@ def quantize(groups: Array, bits: int, *, clip: bool = False) -> Integers:
     """
     if not 2 <= bits <= 8:
         raise ValueError(f"integers of weights have 2 to 8 bits, not {bits}")
-    wide = within_half(groups, "quantized")
+    values, scales = np.empty(groups.shape, np.int8), np.empty(len(groups), np.float16)
+    for part in chunks(*groups.shape):
+        wide = within_half(groups[part], "quantized")
+        found = _fitted(wide, 2 ** (bits - 1) - 1, clip=clip)
+        values[part], scales[part] = _steps(wide, found, 2 ** (bits - 1) - 1), found
+    return Integers(values, scales)
+
+
+def _fitted(wide: Array, most: int, *, clip: bool) -> Array:
+    """Scales, float32 [G], of ``wide`` [G, N] over integers up to ``most``."""
     largest = np.abs(wide).max(axis=1, initial=0)
-    most = 2 ** (bits - 1) - 1
     scales = _scales(largest / most)
     if clip:
         least = np.full(len(wide), np.inf)
@@ -63,7 +75,7 @@ def quantize(groups: Array, bits: int, *, clip: bool = False) -> Integers:
             best = np.where(error < least, tried, best)
             least = np.minimum(error, least)
         scales = best
-    return Integers(_steps(wide, scales, most).astype(np.int8), scales.astype(np.float16))
+    return scales
 
 
 def _scales(wanted: Array) -> Array:

@@ -12,7 +12,7 @@ distinct ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
@@ -21,15 +21,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mobile_o_export.compression.half import narrowed, within_half
+from mobile_o_export.compression.half import CHUNK, chunks, narrowed, within_half
 
 if TYPE_CHECKING:
     from mobile_o_export.parity.metrics import Array
 
 MOST_BITS = 8
-CHUNK = 1 << 22
 ROWS = 256
-"""Weights and groups that are clustered at once, which bounds the memory."""
+"""Groups that are clustered at once."""
 
 LONGEST_SORTED = 1 << 20
 """Longer groups of fp32 are counted by their fp16 value instead of sorted."""
@@ -61,6 +60,10 @@ class Palettes:
         _each_row(look_up, self.values.astype(dtype).view(bits), self.indices, found.view(bits))
         return found
 
+    def rows(self, part: slice) -> Palettes:
+        """Some of the groups."""
+        return Palettes(self.values[part], self.indices[part])
+
 
 def palettize(groups: Array, bits: int, importance: Array | None = None) -> Palettes:
     """The palettes with the least squared error that this finds, and each weight's nearest entry.
@@ -78,10 +81,10 @@ def palettize(groups: Array, bits: int, importance: Array | None = None) -> Pale
     count, length = groups.shape
     values = np.empty((count, 2**bits), np.float16)
     indices = np.empty((count, length), np.uint8)
-    for rows in _chunks(count, length):
+    for rows in chunks(count, length, ROWS):
         part = within_half(groups[rows], "palettized")
         weighing = None if importance is None else _counting(importance[rows])
-        coded = _coded(part)
+        coded = _coded(groups[rows])
         values[rows] = _centres(part, coded, weighing, 2**bits).astype(np.float16)
         indices[rows] = _nearest(part, coded, values[rows])
     return Palettes(values, indices)
@@ -92,11 +95,6 @@ def _counting(importance: Array) -> Array:
     weighing = np.array(importance, np.float32)
     weighing[~(weighing > 0).any(axis=1)] = 1
     return weighing
-
-
-def _chunks(count: int, length: int) -> Iterator[slice]:
-    step = max(1, min(ROWS, CHUNK // max(1, length)))
-    return (slice(start, start + step) for start in range(0, count, step))
 
 
 def _each_row(work: Callable[..., None], *arrays: Array) -> None:
@@ -138,7 +136,7 @@ class _Coded:
 
 
 def _coded(part: Array) -> _Coded | None:
-    """float32 [G, N] as bf16 or fp16, where each weight is one."""
+    """[G, N] as bf16 or fp16, where each weight is one."""
     narrow = narrowed(part)
     return _Coded(narrow.view(np.uint16), _numbers(narrow.dtype)) if narrow.dtype.itemsize == 2 else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,12 +63,17 @@ def measure(golden: Array, actual: Array) -> Metrics:
 
 def snr_db(golden: Array, actual: Array) -> float:
     """The SNR alone, as in ``Metrics``, of finite arrays of one shape; a piece at a time, for large ones."""
+    return snr_of_pieces([(golden, actual)])
+
+
+def snr_of_pieces(pairs: Iterable[tuple[Array, Array]]) -> float:
+    """``snr_db`` of what ``pairs`` of a golden and an actual array make up together."""
     signal = noise = 0.0
-    pieces = zip(*(_pieces(array) for array in (golden, actual)), strict=True)
-    for reference, candidate in pieces:
-        wide = reference.astype(np.float64)
-        signal += float(np.square(wide).sum())
-        noise += float(np.square(wide - candidate).sum())
+    for pair in pairs:
+        for reference, candidate in zip(*map(_pieces, pair), strict=True):
+            wide = reference.astype(np.float64)
+            signal += float(np.square(wide).sum())
+            noise += float(np.square(wide - candidate).sum())
     return _level(signal, noise)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ def rounding(layer: nn.Module, weight: Compressed) -> None:
 
 
 def encoded(module: nn.Module, weights: dict[str, Compressed], path: Path) -> Encoder:
+    module = copy.deepcopy(module)
     convert.fence(module)
     encoder = Encoder(Placeholders(module, weights), half=True)
     write_graphs(path, [(SPEC, module)], encoder, "small")

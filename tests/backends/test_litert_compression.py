@@ -224,7 +224,7 @@ def test_files_are_as_small_as_planned(lower: Lower, name: str) -> None:
     # They are fp32 with an int64 zero each; a few more tensors have names.
     most = sum(12 * row.shape[0] + 400 for row in rows)
     sizes = [one.file.stat().st_size for one in (plain, small)]
-    assert sizes[0] - saved - scales - 1000 < sizes[1] < sizes[0] - saved + most
+    assert sizes[0] - saved - scales - 2000 < sizes[1] < sizes[0] - saved + most
 
 
 def test_the_same_weights_give_the_same_bytes(lower: Lower) -> None:

@@ -7,10 +7,11 @@ import pytest
 from recipes import recipe
 from torch import nn
 
-from mobile_o_export.compression.affine import CHUNK, Affines, quantize
+from mobile_o_export.compression.affine import Affines, quantize
 from mobile_o_export.compression.check import check_weights, least_db
 from mobile_o_export.compression.compress import compress, compress_module, forms
 from mobile_o_export.compression.form import Form
+from mobile_o_export.compression.half import CHUNK
 from mobile_o_export.errors import ExportError, GateError
 from mobile_o_export.parity.gates import shipped_gates
 from mobile_o_export.parity.metrics import Array, measure

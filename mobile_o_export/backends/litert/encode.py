@@ -282,8 +282,8 @@ class Pass:
         dense = [size for size in self.weights.shape_of(name) if size > 1]
         if [size for size in turned if size > 1] != dense or (use.slot != 1 or use.kind not in WEIGHTED):
             raise LoweringError(
-                f"{name} of {self.weights.shape_of(name)} is a constant of {shape} of {use.kind}, and nothing "
-                "says in what order its axes are. Report this."
+                f"{name} of {self.weights.shape_of(name)} is a constant of {shape} of {use.kind}: in what "
+                "order its axes are is not known. Report this."
             )
         placed = self.weights.at(name, tuple(range(len(dense))), turned)
         return Turned(placed, axes) if isinstance(placed, Kept) else Found(placed, axes)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mobile_o_export.backends.contents import Contents, Interface, Port
-from mobile_o_export.backends.onnx.external import load_whole
+from mobile_o_export.backends.onnx.external import Stored
 from mobile_o_export.backends.onnx.readback import compressed, restored
 from mobile_o_export.digests import array_digest
 from mobile_o_export.errors import GateError
@@ -27,8 +27,9 @@ def graph_contents(files: Mapping[str, Path]) -> Contents:
     programs: dict[str, str] = {}
     interfaces: dict[str, Interface] = {}
     for graph, path in files.items():
-        model = load_whole(path)
-        constants |= {place: array_digest(values) for place, values in _constants(graph, model)}
+        stored = Stored(path)
+        model = stored.model
+        constants |= {place: array_digest(values) for place, values in _constants(graph, stored)}
         interfaces[graph] = Interface(_ports(model.graph.input), _ports(model.graph.output))
         programs[path.name] = _code(model)
     return Contents(constants, programs, interfaces)
@@ -37,20 +38,21 @@ def graph_contents(files: Mapping[str, Path]) -> Contents:
 def graph_constants(files: Mapping[str, Path]) -> Iterator[tuple[str, Array]]:
     """Every constant of the ``files``, by graph and name."""
     for graph, path in files.items():
-        yield from _constants(graph, load_whole(path))
+        yield from _constants(graph, Stored(path))
 
 
-def _constants(graph: str, model: Any) -> Iterator[tuple[str, Array]]:
+def _constants(graph: str, stored: Stored) -> Iterator[tuple[str, Array]]:
     """Each initializer: integers of weights as they are restored, for each use; all others as stored."""
     from onnx import numpy_helper
 
     uses: dict[str, int] = {}
-    for name, values in restored(model, compressed(model)):
+    model = stored.model
+    for name, values in restored(stored, compressed(model)):
         uses[name] = uses.get(name, 0) + 1
         yield f"{graph}/{name}" if uses[name] == 1 else f"{graph}/{name}#{uses[name]}", values
     for tensor in model.graph.initializer:
         if tensor.name not in uses:
-            yield f"{graph}/{tensor.name}", np.asarray(numpy_helper.to_array(tensor))
+            yield f"{graph}/{tensor.name}", np.asarray(numpy_helper.to_array(stored.whole(tensor)))
     for tensor in model.graph.sparse_initializer:
         raise GateError(f"{graph}: the initializer {tensor.values.name} is sparse, and none of ours is.")
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from mobile_o_export.backends.onnx import dynamic, nbits
 from mobile_o_export.backends.onnx.edits import add_constant, gathers, hold, products
-from mobile_o_export.backends.onnx.external import load_whole
+from mobile_o_export.backends.onnx.external import Stored
 from mobile_o_export.backends.onnx.half import store_as_half
 from mobile_o_export.backends.onnx.readback import restored
 from mobile_o_export.backends.onnx.steps import match_types
@@ -92,7 +92,7 @@ class Encoder:
     def stored(self, file: Path, graph: str) -> Iterator[tuple[str, str, Array]]:
         """What the weights in a saved ``file`` restore: name, place, numbers in the parameters' axes."""
         placed = {name: place for (home, name), place in self._placed.items() if home == graph}
-        for name, values in restored(load_whole(file), placed):
+        for name, values in restored(Stored(file), placed):
             yield placed[name].weight.name, f"{graph}/{name}", placed[name].returned(values)
 
 

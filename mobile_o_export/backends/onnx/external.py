@@ -33,34 +33,51 @@ def require_own_data(path: Path) -> None:
         members.file(place)
 
 
-def load_whole(path: Path) -> Any:
-    """The model in ``path`` with the numbers of every tensor in it.
+class Stored:
+    """The model in ``path``, whose tensors' numbers are read when they are asked for.
 
     ``onnx.load`` refuses external data that has several hard links (1.23: "potential hardlink attack"), as
     files have in backups and caches that keep equal ones once.
 
+    Attributes:
+        model: the ``ModelProto`` without what other files hold of it.
+
     Raises:
-        GateError: it is no model, or a tensor's bytes are not in a file of its folder.
+        GateError: it is no model.
     """
-    members = Members(path.parent, GateError, _REMEDY)
-    model = _graph_alone(members, path.name)
-    for tensor in _tensors(model):
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._members = Members(path.parent, GateError, _REMEDY)
+        self.model = _graph_alone(self._members, path.name)
+
+    def whole(self, tensor: Any) -> Any:
+        """A ``TensorProto`` of the model with its numbers in it.
+
+        Raises:
+            GateError: its bytes are not in a file of the model's folder.
+        """
         if not tensor.external_data:
-            continue
+            return tensor
         entries = {entry.key: entry.value for entry in tensor.external_data}
         try:
             start, length = int(entries.get("offset", 0)), int(entries["length"])
         except (KeyError, ValueError) as error:
-            raise GateError(f"{path}: {tensor.name} has no place in a file. {_REMEDY}") from error
-        with members.open(entries.get("location", "")) as file:
+            raise GateError(f"{self._path}: {tensor.name} has no place in a file. {_REMEDY}") from error
+        with self._members.open(entries.get("location", "")) as file:
             file.seek(max(0, start))
             content = file.read(max(0, length))
         if start < 0 or len(content) != length:
-            raise GateError(f"{path}: {tensor.name} lies beyond the end of its file. {_REMEDY}")
-        tensor.raw_data = content
-        tensor.ClearField("external_data")
-        tensor.ClearField("data_location")
-    return model
+            raise GateError(f"{self._path}: {tensor.name} lies beyond the end of its file. {_REMEDY}")
+        return type(tensor)(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=content)
+
+
+def load_whole(path: Path) -> Any:
+    """The model in ``path`` with the numbers of every tensor in it; errors as ``Stored``."""
+    stored = Stored(path)
+    for tensor in _tensors(stored.model):
+        tensor.CopyFrom(stored.whole(tensor))
+    return stored.model
 
 
 def _graph_alone(members: Members, name: str) -> Any:

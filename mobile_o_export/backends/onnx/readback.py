@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from mobile_o_export.backends.onnx.external import Stored
     from mobile_o_export.parity.metrics import Array
 
 
@@ -20,13 +21,13 @@ def compressed(model: Any) -> set[str]:
     } & stored
 
 
-def restored(model: Any, wanted: Container[str]) -> Iterator[tuple[str, Array]]:
-    """What the integers named in ``wanted`` stand for in a loaded ``model``, in the axes in which they lie.
+def restored(stored: Stored, wanted: Container[str]) -> Iterator[tuple[str, Array]]:
+    """What the integers named in ``wanted`` stand for in a ``stored`` model, in the axes in which they lie.
 
     A name comes once for each node that uses the integers.
     """
-    graph = _Graph(model)
-    for node in model.graph.node:
+    graph = _Graph(stored)
+    for node in stored.model.graph.node:
         place = _INTEGERS.get(node.op_type)
         if place is not None and len(node.input) > place and (name := node.input[place]) in wanted:
             yield name, _READERS[node.op_type](graph, node)
@@ -35,10 +36,11 @@ def restored(model: Any, wanted: Container[str]) -> Iterator[tuple[str, Array]]:
 class _Graph:
     """A model's constants and nodes by name."""
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        self.tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-        self.makers = {name: node for node in model.graph.node for name in node.output}
+    def __init__(self, stored: Stored) -> None:
+        self.model = stored.model
+        self.whole = stored.whole
+        self.tensors = {tensor.name: tensor for tensor in self.model.graph.initializer}
+        self.makers = {name: node for node in self.model.graph.node for name in node.output}
 
     def constant(self, name: str) -> Array:
         """An initializer, or a ``Cast`` of one.
@@ -49,7 +51,7 @@ class _Graph:
         import onnx
 
         if name in self.tensors:
-            return np.asarray(onnx.numpy_helper.to_array(self.tensors[name]))
+            return np.asarray(onnx.numpy_helper.to_array(self.whole(self.tensors[name])))
         cast = self.makers[name]
         if cast.op_type != "Cast":
             raise KeyError(name)
@@ -74,7 +76,7 @@ def _dequantized(graph: _Graph, node: Any) -> Array:
     from onnx.reference import ReferenceEvaluator
 
     model = graph.model
-    tensors = [graph.tensors[node.input[0]]]
+    tensors = [graph.whole(graph.tensors[node.input[0]])]
     tensors += [onnx.numpy_helper.from_array(graph.constant(name), name) for name in node.input[1:]]
     output = onnx.helper.make_empty_tensor_value_info(node.output[0])
     part = onnx.helper.make_graph([node], "weight", [], [output], tensors)
