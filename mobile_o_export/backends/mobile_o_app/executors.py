@@ -26,7 +26,10 @@ class LanguageExecutor(Executor):
     def __init__(self, folder: Path, layers: int) -> None:
         """Loads ``folder``; calls give the last ``layers`` hidden states."""
         import torch
-        from transformers import Qwen2Config, Qwen2ForCausalLM
+
+        # transformers warns about packages of others while it is imported.
+        with quiet_vendor():
+            from transformers import Qwen2Config, Qwen2ForCausalLM
 
         from mobile_o_export.components import building
 
