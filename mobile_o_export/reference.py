@@ -43,7 +43,10 @@ class TorchRunner:
     """One component in PyTorch, fp32, unpadded."""
 
     def __init__(self, calls: ReferenceCalls) -> None:
+        import torch
+
         self._calls: ReferenceCalls | None = calls
+        self.threads = torch.get_num_threads()
         self.runtime = f"PyTorch {version('torch')}, fp32"
 
     @classmethod

@@ -34,6 +34,11 @@ class Session:
         self.graphs_run: set[str] = set()
         self.runtime = executor.runtime
 
+    @property
+    def threads(self) -> int | None:
+        """How many threads compute, None where the runtime chooses and does not say."""
+        return self._executor.threads
+
     def _contract(self, function: str) -> FunctionSpec:
         if function not in self._functions:
             known = ", ".join(self._functions)

@@ -94,6 +94,7 @@ FORBIDDEN = {
         "report",
         "session",
     ),
+    "benching": ("cli", "components.registry", "evaluation", "export", "model", "plan", "report", "tuning"),
     "golden": ("bundle", "cli", "export", "plan", "session", "targets"),
     "pipelines": ("backends", "bundle", "cli", "components", "export", "golden", "model", "targets"),
     "bundle": ("cli", "export", "model", "plan"),

@@ -84,11 +84,13 @@ class Executor(Protocol):
     """Runs an artifact's graphs exactly as the files say: padded, masked, caches in and out.
 
     A context manager, closed at its end. ``runtime`` names what computes, so that a report can say what a
-    pass proves; ``rounds_to_half`` says whether it computes fp16 as fp16, result by result.
+    pass proves; ``rounds_to_half`` says whether it computes fp16 as fp16, result by result; ``threads`` is
+    how many it computes with, None where the runtime chooses and does not say.
     """
 
     runtime: str
     rounds_to_half: bool = False
+    threads: int | None = None
 
     def run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs of the graph by the names in the file; states are kept between calls."""

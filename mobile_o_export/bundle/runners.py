@@ -10,6 +10,7 @@ from mobile_o_export.backends.base import Artifact
 from mobile_o_export.backends.registry import backend
 from mobile_o_export.bundle.manifest import (
     CONFIG_FOLDER,
+    MANIFEST,
     TOKENIZER_FOLDER,
     ComponentEntry,
     DamagedBundleError,
@@ -140,6 +141,40 @@ def chosen_target(folder: Path, manifest: Manifest, target: str | None) -> str:
         raise UsageError(f"{folder}: say which target: --target {' or '.join(manifest.targets)}.")
     require_known(target, manifest.targets, "target", folder)
     return target
+
+
+def chosen_components(
+    folder: Path, manifest: Manifest, targets: Sequence[str], components: Sequence[str]
+) -> tuple[tuple[str, str], ...]:
+    """The (target, component) pairs that were exported, of those named: all where none are.
+
+    Raises:
+        UsageError: a target or component is not in the bundle, or every pair that was named is skipped.
+    """
+    for name in targets:
+        require_known(name, manifest.targets, "target", folder)
+    for name in components:
+        require_known(name, manifest.functions, "component", folder)
+    chosen = tuple(
+        (target, component)
+        for target in dict.fromkeys(targets or manifest.targets)
+        for component in dict.fromkeys(components or manifest.targets[target].components)
+        if component in manifest.targets[target].exported
+    )
+    if not chosen and (targets or components):
+        raise UsageError(
+            f"{folder}: the chosen targets skip the chosen components. Choose others; "
+            f"{folder / MANIFEST} says what was exported."
+        )
+    return chosen
+
+
+def require_source(folder: Path, manifest: Manifest, digest: str) -> None:
+    """Raises UsageError unless the bundle in ``folder`` was made from the checkpoint of that digest."""
+    if digest != manifest.checkpoint.digest:
+        raise UsageError(
+            f"{folder}: was made from another checkpoint. Give the one that it was made from, or none."
+        )
 
 
 def require_known(name: str, known: Iterable[str], kind: str, folder: Path) -> None:

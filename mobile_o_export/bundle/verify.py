@@ -10,7 +10,6 @@ from mobile_o_export.bundle.chains import chains_over, verify_chains
 from mobile_o_export.bundle.findings import BUNDLE, Finding, made_here
 from mobile_o_export.bundle.manifest import (
     GOLDEN_FOLDER,
-    MANIFEST,
     PARITY_REPORT,
     Damage,
     DamagedBundleError,
@@ -23,7 +22,7 @@ from mobile_o_export.bundle.outcomes import OUTCOMES_FOLDER, OutcomeCheck
 from mobile_o_export.bundle.parts import check_chain_gate, check_component
 from mobile_o_export.bundle.replay import finished, verify_component
 from mobile_o_export.bundle.rules import check_bundle
-from mobile_o_export.bundle.runners import require_known
+from mobile_o_export.bundle.runners import chosen_components
 from mobile_o_export.bundle.source import Source
 from mobile_o_export.bundle.verdicts import ParityReport
 from mobile_o_export.components.registry import COMPONENT_NAMES
@@ -127,23 +126,9 @@ def _opened(folder: Path, wish: Wish) -> Opened:
     """The bundle in ``folder`` after its hashes were computed."""
     manifest = read_manifest(folder)
     require_expected(folder, wish.expected)
-    for name in wish.targets:
-        require_known(name, manifest.targets, "target", folder)
-    for name in wish.components:
-        require_known(name, manifest.functions, "component", folder)
+    chosen = chosen_components(folder, manifest, wish.targets, wish.components)
     if problems := damage(folder, manifest):
         raise DamagedBundleError(folder, problems)
-    chosen = tuple(
-        (target, component)
-        for target in dict.fromkeys(wish.targets or manifest.targets)
-        for component in dict.fromkeys(wish.components or manifest.targets[target].components)
-        if component in manifest.targets[target].exported
-    )
-    if not chosen and (wish.targets or wish.components):
-        raise UsageError(
-            f"{folder}: the chosen targets skip the chosen components. Choose others; "
-            f"{folder / MANIFEST} says what was exported."
-        )
     try:
         golden = Golden.open(folder / GOLDEN_FOLDER)
         golden.require_checkpoint(manifest.checkpoint.digest)

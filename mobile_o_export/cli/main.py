@@ -14,6 +14,7 @@ import typer
 
 from mobile_o_export import __version__
 from mobile_o_export.cli import (
+    bench,
     compare,
     describe,
     doctor,
@@ -92,6 +93,7 @@ app.command("export")(export.export)
 app.add_typer(mil.app, name="mil")
 app.command("tune")(tune.tune)
 app.command("verify")(verify.verify)
+app.command("bench")(bench.bench)
 app.command("compare")(compare.compare)
 app.command("evaluate")(evaluate.evaluate)
 app.command("report")(report.report)

@@ -74,7 +74,10 @@ def open_model(
 
         opened = Checkpoint.open(checkpoint)
         if bundle is not None:
-            _require_source(opened.digest, bundle)
+            from mobile_o_export.bundle.manifest import read_manifest
+            from mobile_o_export.bundle.runners import require_source
+
+            require_source(bundle, read_manifest(bundle), opened.digest)
         return torch_pipeline(opened, keep=keep, say=say)
     if checkpoint is not None:
         raise UsageError("--checkpoint goes with --target torch; a bundle's targets need none. Leave it out.")
@@ -83,14 +86,3 @@ def open_model(
     from mobile_o_export.bundle.runners import open_bundle
 
     return open_bundle(bundle, target, keep=keep, say=say)
-
-
-def _require_source(digest: str, bundle: Path) -> None:
-    """Raises UsageError unless ``bundle`` was made from the checkpoint of that digest."""
-    from mobile_o_export.bundle.manifest import read_manifest
-
-    if read_manifest(bundle).checkpoint.digest != digest:
-        raise UsageError(
-            f"{bundle}: was made from another checkpoint. Give the one that it was made from, or leave the "
-            "bundle out."
-        )

@@ -17,7 +17,7 @@ from mobile_o_export.bundle.manifest import (
     manifest_digest,
     read_manifest,
 )
-from mobile_o_export.bundle.runners import open_target, require_known
+from mobile_o_export.bundle.runners import open_target, require_known, require_source
 from mobile_o_export.errors import UsageError
 from mobile_o_export.evaluation.judge import load_detector
 from mobile_o_export.evaluation.judge import require_known as require_judgeable
@@ -130,10 +130,8 @@ def _names(
         return torch
     for name in wanted:
         require_known(name, manifest.targets, "target", bundle)
-    if checkpoint is not None and checkpoint.digest != manifest.checkpoint.digest:
-        raise UsageError(
-            f"{bundle}: was made from another checkpoint. Give the one that it was made from, or none."
-        )
+    if checkpoint is not None:
+        require_source(bundle, manifest, checkpoint.digest)
     return [*torch, *(wanted or ([] if targets else manifest.targets))]
 
 

@@ -120,6 +120,7 @@ def test_help_lists_every_command_whole(cli: Cli) -> None:
         "golden",
         "export",
         "verify",
+        "bench",
         "evaluate",
         "report",
     ):

@@ -108,6 +108,7 @@ def test_a_link_or_a_pipe_is_not_intact_whatever_the_manifest_says(
         ("verify", damaged),
         ("report", damaged, "--out", tmp_path / "page.html"),
         ("evaluate", damaged),
+        ("bench", damaged),
     ]
     if name.startswith("config"):
         commands.append(("generate", damaged, "--prompt", "a", "--out", tmp_path / "a.png"))

@@ -209,6 +209,7 @@ def test_verify_passes_and_compares_every_function(app: Path) -> None:
     result = run("verify", app, "--json")
     report = json.loads(result.stdout)
     assert (result.returncode, report["status"]) == (0, "passed")
+    assert all(line.startswith("[") for line in result.stderr.splitlines()), result.stderr
     rows = report["rows"]
     compared = [row for row in rows if row["function"]]
     assert {(row["component"], row["function"], row["output"]) for row in compared} == {

@@ -22,12 +22,15 @@ class InterpreterExecutor(Executor):
     def __init__(self, package: Path, entries: Mapping[str, str], component: str) -> None:
         try:
             with captured(f"{component}: importing coremltools"):
+                import torch
+
                 from mobile_o_export.backends.coreml.interpreter import Rounding, load_mlpackage
         except ImportError as error:
             raise MissingToolError(
                 f"{component}: .mlpackage folders need coremltools; pip install coremltools"
             ) from error
         self.runtime = f"MIL interpreter {__version__}, torch {_torch()} (rounding to MIL types)"
+        self.threads = torch.get_num_threads()
         self._program = load_mlpackage(package)
         self._rounding = Rounding.TYPED
         self._entries = entries

@@ -160,9 +160,10 @@ class LiteRTExecutor(Executor):
             ) from error
         version = versions.installed([RUNTIME_PACKAGE])[RUNTIME_PACKAGE]
         self.runtime = f"{RUNTIME_PACKAGE} {version} (XNNPACK)"
+        self.threads = os.cpu_count()
         with captured(f"{component}: loading {path.name}", GateError):
             # As bytes: it takes no text of a path that is not UTF-8.
-            self._interpreter: Any = Interpreter(os.fsencode(path), num_threads=os.cpu_count())
+            self._interpreter: Any = Interpreter(os.fsencode(path), num_threads=self.threads)
         self._entries = entries
         self._runners: dict[str, Any] = {}
 

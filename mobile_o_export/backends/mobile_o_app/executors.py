@@ -25,7 +25,11 @@ class LanguageExecutor(Executor):
 
     def __init__(self, folder: Path, layers: int) -> None:
         """Loads ``folder``; calls give the last ``layers`` hidden states."""
-        from transformers import Qwen2Config, Qwen2ForCausalLM
+        import torch
+
+        # transformers warns about packages of others while it is imported.
+        with quiet_vendor():
+            from transformers import Qwen2Config, Qwen2ForCausalLM
 
         from mobile_o_export.components import building
 
@@ -47,6 +51,7 @@ class LanguageExecutor(Executor):
         self._layers = layers
         self._cache: Any = None
         self.runtime = f"transformers {version('transformers')} on MLX's weights, restored, fp32"
+        self.threads = torch.get_num_threads()
 
     def run(self, graph: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """``embed``: a row for each token; ``model``: the sequence so far, and these embeddings after it."""
@@ -91,6 +96,7 @@ class VisionExecutor(Executor):
                 "the llm as well; the app cannot do without either"
             )
         self.runtime, self.rounds_to_half = package.runtime, package.rounds_to_half
+        self.threads = package.threads
         self._package = package
         self._weights = _tensors(folder, f"{PROJECTOR}.")
         _require_projector(self._weights, folder)
