@@ -14,7 +14,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -24,6 +24,9 @@ from mobile_o_export.progress import Say, silent
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 _MARK = "mobile-o"
+TRIES = 16
+"""Of making something that nobody removes before it is locked; one is enough but for a race."""
+
 _PARTIAL = re.compile(rf".*\.{_MARK}-[0-9a-f]{{8}}\.partial")
 """What names of unfinished folders and files look like; nobody else's do."""
 
@@ -55,12 +58,10 @@ def staged_folder(final: Path, required_bytes: int, say: Say = silent) -> Iterat
     nearest = next(parent for parent in final.parents if parent.exists())
     remove_abandoned(final.parent, say)
     _require_space(nearest, final, required_bytes)
-    partial = final.parent / f"{final.name}{_suffix()}"
-    lock = -1
+    partial, lock = None, -1
     try:
         try:
-            partial.mkdir(parents=True)
-            lock = _locked(partial)
+            partial, lock = _begun(final.parent, final.name, lambda path: path.mkdir(parents=True))
         except OSError as error:
             if error.errno in _NO_SPACE:
                 raise
@@ -77,7 +78,8 @@ def staged_folder(final: Path, required_bytes: int, say: Say = silent) -> Iterat
                 raise _exists(final) from error
             raise
     except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
         for parent in missing_parents:
             try:
                 parent.rmdir()
@@ -108,11 +110,9 @@ def staged_file(final: Path, say: Say = silent) -> Iterator[Path]:
         return
     final = final.resolve()
     remove_abandoned(final.parent, say)
-    partial = final.parent / _suffix()
-    lock = -1
+    partial, lock = None, -1
     try:
-        partial.touch(exist_ok=False)
-        lock = _locked(partial)
+        partial, lock = _begun(final.parent, "", lambda path: path.touch(exist_ok=False))
         yield partial
         partial.replace(final)
     except OSError as error:
@@ -123,7 +123,8 @@ def staged_file(final: Path, say: Say = silent) -> Iterator[Path]:
             "run the command again."
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        if partial is not None:
+            partial.unlink(missing_ok=True)
         _unlock(lock)
 
 
@@ -154,6 +155,31 @@ def remove_abandoned(parent: Path, say: Say) -> None:
         finally:
             _unlock(lock)
         say(f"removed {path}, which a killed process had left unfinished")
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder at once for whoever looks for it by its name, however long its files take.
+
+    Raises:
+        OSError: it cannot be removed, or is gone.
+    """
+    partial = folder.with_name(f"{folder.name}{_suffix()}")
+    folder.rename(partial)
+    shutil.rmtree(partial)
+
+
+def _begun(parent: Path, name: str, make: Callable[[Path], object]) -> tuple[Path, int]:
+    """What ``make`` made below ``parent`` under a new unfinished name, and the lock on it.
+
+    Another process that looks for abandoned ones may remove it in the moment before it is locked: then it is
+    made once more.
+    """
+    for _ in range(TRIES):
+        partial = parent / f"{name}{_suffix()}"
+        make(partial)
+        with suppress(FileNotFoundError, BlockingIOError):
+            return partial, _locked(partial)
+    raise BlockingIOError(errno.EAGAIN, "other processes keep removing what is made there", str(parent))
 
 
 def _suffix() -> str:

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from mobile_o_export.bundle.manifest import (
     GOLDEN_FOLDER,
     MANIFEST_DIGEST,
     MANIFEST_SCHEMA,
+    PARITY_REPORT,
     SCHEMA,
     CheckpointEntry,
     ComponentEntry,
@@ -29,16 +31,16 @@ from mobile_o_export.bundle.manifest import (
     write_manifest,
 )
 from mobile_o_export.bundle.outcomes import OutcomeWriter
-from mobile_o_export.bundle.parts import record_name
 from mobile_o_export.bundle.replay import finished, verify_component
 from mobile_o_export.bundle.verdicts import write_verdicts
-from mobile_o_export.bundle.weights import WeightsRecord
+from mobile_o_export.cache.exports import ExportCache
 from mobile_o_export.calibration import Calibration
 from mobile_o_export.components.registry import component
 from mobile_o_export.errors import GateError, GoldenError, MissingToolError, UnsupportedError, UsageError
 from mobile_o_export.golden import Golden
 from mobile_o_export.golden.record import GoldenRecording, truth_of
 from mobile_o_export.golden.requests import load_requests
+from mobile_o_export.lowered import Lowered, lower_component
 from mobile_o_export.members import MemberName
 from mobile_o_export.parity.chain import CHAIN
 from mobile_o_export.parity.gates import ChainGate, shipped_gates
@@ -48,6 +50,7 @@ from mobile_o_export.progress import Done, Progress
 from mobile_o_export.snapshot import Snapshot
 
 if TYPE_CHECKING:
+    from mobile_o_export.cache.store import Store
     from mobile_o_export.checkpoint import Checkpoint
     from mobile_o_export.targets import Target
 
@@ -58,14 +61,16 @@ WORKING_COPIES = 2.5
 
 @dataclass(frozen=True)
 class Cost:
-    """What one component on one target took."""
+    """What one component on one target took; ``…_cached`` where it was in the cache."""
 
     target: str
     component: str
     lower_seconds: float
     lower_peak_bytes: int
+    lower_cached: bool
     verify_seconds: float
     verify_peak_bytes: int
+    verify_cached: bool
     size_bytes: int
 
 
@@ -88,6 +93,7 @@ def export_bundle(
     bundle_version: str,
     progress: Progress,
     calibration: Sequence[Path] = (),
+    store: Store | None = None,
 ) -> ExportResult:
     """Lowers, runs, compares and packs; ``out`` appears when everything passed.
 
@@ -100,6 +106,7 @@ def export_bundle(
         bundle_version: goes into the manifest.
         progress: told what happens.
         calibration: further goldens, beside the bundle's, to calibrate activations on.
+        store: the cache; what is there is not made again. The bundle is the same without.
 
     Raises:
         UsageError: ``out`` is there already, or the targets skip every component; nothing was done.
@@ -116,6 +123,12 @@ def export_bundle(
     given = None if golden is None else Golden.open(golden)
     more = [Golden.open(path) for path in calibration]
     recorded_before = Snapshot.of(*calibration, *([] if golden is None else [golden]))
+
+    def require_unchanged() -> None:
+        checkpoint.require_unchanged()
+        recorded_before.require_unchanged(GoldenError, "Run the command again.")
+
+    cache = ExportCache(store, checkpoint, require_unchanged)
     room = GOLDEN_ROOM_BYTES + int(WORKING_COPIES * sum(item.size_bytes for item in items))
     with staged_folder(out, room, lambda phrase: progress("disk", "", Done(phrase))) as folder:
         progress("checkpoint", "", "computing the digest")
@@ -124,14 +137,16 @@ def export_bundle(
             recorded.require_settings(*truth_of(checkpoint))
         sources = configs.write_configs(checkpoint, folder)
         (folder / MANIFEST_SCHEMA).write_text(json_schema())
-        (folder / GOLDEN_FOLDER).mkdir()
+        place = folder / GOLDEN_FOLDER
         if given is not None:
-            given.copy_into(folder / GOLDEN_FOLDER)
-        else:
-            record_golden(checkpoint, None, folder / GOLDEN_FOLDER, progress)
-        result = _export_into(folder, checkpoint, targets, items, more, bundle_version, sources, progress)
-        checkpoint.require_unchanged()
-        recorded_before.require_unchanged(GoldenError, "Run the command again.")
+            place.mkdir()
+            given.copy_into(place)
+        elif cache.golden(place, lambda: record_golden(checkpoint, None, place, progress)):
+            progress("golden", "", Done("from the cache"))
+        result = _export_into(
+            folder, checkpoint, targets, items, more, bundle_version, sources, progress, cache
+        )
+        require_unchanged()
         if verdict(result.rows) is not Status.PASSED:
             shutil.rmtree(failed, ignore_errors=True)
             folder.rename(failed)
@@ -195,12 +210,13 @@ def _export_into(
     bundle_version: str,
     sources: Mapping[str, str],
     progress: Progress,
+    cache: ExportCache,
 ) -> ExportResult:
     """Lowers and verifies every item inside ``folder`` and writes report and manifest."""
     golden = Golden.open(folder / GOLDEN_FOLDER)
-    calibration = Calibration(checkpoint, [golden, *calibrated_on])
+    lowering = _Lowering(folder, checkpoint, [golden, *calibrated_on], cache, progress)
     entries: dict[str, dict[str, ComponentEntry]] = {target.name: {} for target in targets}
-    lowered: dict[tuple[str, str], tuple[float, int]] = {}
+    lowered: dict[tuple[str, str], tuple[float, int, bool]] = {}
     by_name = {target.name: target for target in targets}
     for item in items:
         if item.request is None:
@@ -208,10 +224,11 @@ def _export_into(
             continue
         memory.reset_peak()
         started = time.monotonic()
-        entry = _lower(folder, checkpoint, calibration, by_name[item.target], item, progress)
+        entry, cached = lowering.lower(by_name[item.target], item)
         entries[item.target][item.component] = entry
-        lowered[item.target, item.component] = time.monotonic() - started, memory.peak_bytes()
-        progress(item.target, item.component, Done(f"lowered, {entry.size_bytes / 1e6:.1f} MB"))
+        lowered[item.target, item.component] = time.monotonic() - started, memory.peak_bytes(), cached
+        size = f"{entry.size_bytes / 1e6:.1f} MB"
+        progress(item.target, item.component, Done(f"lowered, {_from_cache(cached)}{size}"))
     for target in targets:
         graphs = {name: entry.graphs for name, entry in entries[target.name].items() if entry.graphs}
         if graphs:
@@ -222,21 +239,25 @@ def _export_into(
     manifest = manifest.model_copy(update={"calibration": further})
     rows: list[Row] = []
     costs = []
-    for (target_name, name), (lower_seconds, lower_peak) in lowered.items():
+    for (target_name, name), (lower_seconds, lower_peak, lower_cached) in lowered.items():
         memory.reset_peak()
         started = time.monotonic()
-        found = verify_component(folder, manifest, golden, target_name, name, progress)
-        memory.release()
+        judge = partial(verify_component, folder, manifest, golden, target_name, name, progress)
+        found, cached = cache.verdict(folder, manifest, golden, target_name, name, judge)
+        if not cached:
+            memory.release()
         rows += found
-        progress(target_name, name, finished(found))
+        progress(target_name, name, _told(found, cached))
         costs.append(
             Cost(
                 target=target_name,
                 component=name,
                 lower_seconds=lower_seconds,
                 lower_peak_bytes=lower_peak,
+                lower_cached=lower_cached,
                 verify_seconds=time.monotonic() - started,
                 verify_peak_bytes=memory.peak_bytes(),
+                verify_cached=cached,
                 size_bytes=entries[target_name][name].size_bytes,
             )
         )
@@ -244,61 +265,83 @@ def _export_into(
     outcomes = OutcomeWriter(folder, golden)
     for target in targets:
         started = time.monotonic()
-        chained = verify_chains(folder, manifest, golden, target.name, progress, outcomes.add)
-        memory.release()
+        judge = partial(verify_chains, folder, manifest, golden, target.name, progress, outcomes.add)
+        chained, cached = cache.chains(folder, manifest, golden, target.name, outcomes, judge)
+        if not cached:
+            memory.release()
         chain_seconds[target.name] = time.monotonic() - started
         if chained:
-            progress(target.name, CHAIN, finished(chained))
+            progress(target.name, CHAIN, _told(chained, cached))
         rows += chained
     outcomes.write()
-    write_verdicts(folder, manifest.model_copy(update={"files": file_entries(folder)}), tuple(rows))
-    write_manifest(folder, manifest.model_copy(update={"files": file_entries(folder)}))
+    progress("bundle", "", "hashing its files")
+    files = file_entries(folder)
+    write_verdicts(folder, manifest.model_copy(update={"files": files}), tuple(rows))
+    files |= file_entries(folder, [PARITY_REPORT])
+    # In the order of the paths' parts, as if all were listed at once: equal bundles have equal manifests.
+    listed = dict(sorted(files.items(), key=lambda item: item[0].split("/")))
+    write_manifest(folder, manifest.model_copy(update={"files": listed}))
     return ExportResult(folder, tuple(rows), tuple(costs), chain_seconds)
 
 
-def _lower(
-    folder: Path,
-    checkpoint: Checkpoint,
-    calibration: Calibration,
-    target: Target,
-    item: PlanItem,
-    progress: Progress,
-) -> ComponentEntry:
-    request = item.request
-    assert request is not None
-    vendor = backend(target.backend)
-    own = vendor.folder(item.component)
-    home = folder / item.target / own
-    # A folder of its own while it is lowered, even where it will share one with others.
-    place = folder / item.target / f".{item.component}"
-    place.mkdir(parents=True)
+def _from_cache(cached: bool) -> str:
+    return "from the cache, " if cached else ""
 
-    def say(phrase: str) -> None:
-        progress(item.target, item.component, phrase)
 
-    if request.recipe.calibrated:
-        request = replace(request, statistics=calibration.of(item.component, say))
-    artifact = vendor.lower(request, checkpoint, place, say)
-    memory.release()
-    say("restoring its constants")
-    contents = vendor.contents(artifact, place, item.component)
-    record = WeightsRecord.of(artifact.weights, contents)
-    record.write(place / record_name(item.component, own_folder=bool(own)))
-    files = sorted(path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file())
-    size_bytes = sum((place / name).stat().st_size for name in files)
-    home.mkdir(exist_ok=True)
-    for path in place.iterdir():
-        path.rename(home / path.name)
-    place.rmdir()
-    below = home.relative_to(folder)
-    return ComponentEntry(
-        recipe=item.recipe,
-        gate=item.gate,
-        folder=MemberName(below.as_posix()),
-        files=tuple(MemberName((below / name).as_posix()) for name in files),
-        size_bytes=size_bytes,
-        graphs=artifact.graphs,
-    )
+def _told(rows: Sequence[Row], cached: bool) -> Done:
+    """How verifying went, and whether that is known from before."""
+    told = finished(rows)
+    return Done(f"{told}, from the cache") if cached else told
+
+
+class _Lowering:
+    """Lowers the components of a bundle in ``folder``, or takes them from the cache."""
+
+    def __init__(
+        self,
+        folder: Path,
+        checkpoint: Checkpoint,
+        goldens: Sequence[Golden],
+        cache: ExportCache,
+        progress: Progress,
+    ) -> None:
+        self._folder = folder
+        self._goldens = goldens
+        self._calibration = Calibration(checkpoint, goldens)
+        self._cache = cache
+        self._progress = progress
+
+    def lower(self, target: Target, item: PlanItem) -> tuple[ComponentEntry, bool]:
+        """The entry of one component, whose files are in the bundle; whether they were in the cache."""
+        request = item.request
+        assert request is not None
+        vendor = backend(target.backend)
+        home = self._folder / item.target / vendor.folder(item.component)
+        # A folder of its own while it is lowered, even where it will share one with others.
+        place = self._folder / item.target / f".{item.component}"
+        place.parent.mkdir(exist_ok=True)
+
+        def say(phrase: str) -> None:
+            self._progress(item.target, item.component, phrase)
+
+        def lower(part: Checkpoint) -> Lowered:
+            return lower_component(request, vendor, part, self._calibration, place, say)
+
+        lowered, cached = self._cache.lowered(place, request, vendor, self._goldens, lower)
+        home.mkdir(exist_ok=True)
+        for path in place.iterdir():
+            path.rename(home / path.name)
+        place.rmdir()
+        self._cache.placed(home, lowered.files)
+        below = home.relative_to(self._folder)
+        return ComponentEntry(
+            recipe=item.recipe,
+            gate=item.gate,
+            folder=MemberName(below.as_posix()),
+            files=tuple(MemberName((below / name).as_posix()) for name in sorted(lowered.files)),
+            size_bytes=lowered.size_bytes,
+            graphs=lowered.graphs,
+        ), cached
 
 
 def _chain_gate(items: Sequence[PlanItem], target: str) -> ChainGate | None:

@@ -23,6 +23,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+# Nor what earlier exports left: a test that exports says where it keeps what.
+os.environ["MOBILE_O_EXPORT_CACHE"] = "off"
 # Nor threads that wait for each other: where workers are as many as cores, each has one.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -208,10 +210,15 @@ def bundle(exported: ExportResult) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_golden(reference_checkpoint: Checkpoint, shared: SharedExports) -> Golden:
-    """The fixture checkpoint's golden, as small as it can be: a case for every graph of the MCP."""
-    prompts = SMALL_PROMPTS.format(long="a house by the sea, " * 20, images=shipped("golden"))
-    return shared.golden(reference_checkpoint, shared.prompts(prompts))
+def small_prompts() -> str:
+    """As few prompts as have a case for every graph of the MCP, as a file has them."""
+    return SMALL_PROMPTS.format(long="a house by the sea, " * 20, images=shipped("golden"))
+
+
+@pytest.fixture(scope="session")
+def small_golden(reference_checkpoint: Checkpoint, shared: SharedExports, small_prompts: str) -> Golden:
+    """The fixture checkpoint's golden, as small as it can be."""
+    return shared.golden(reference_checkpoint, shared.prompts(small_prompts))
 
 
 @pytest.fixture(scope="session")

@@ -55,8 +55,31 @@ FORBIDDEN = {
         "pipelines",
         "targets",
     ),
-    "checkpoint": ("backends", "bundle", "cli", "components", "export", "golden", "parity", "pipelines"),
-    "backends": ("bundle", "checkpoint", "cli", "export", "golden", "model", "pipelines", "plan", "session"),
+    "cache": ("cli", "export", "model", "plan", "report", "session", "tuning"),
+    "lowered": ("cache", "cli", "components", "export", "golden", "model", "plan", "session", "targets"),
+    "checkpoint": (
+        "backends",
+        "bundle",
+        "cache",
+        "cli",
+        "components",
+        "export",
+        "golden",
+        "parity",
+        "pipelines",
+    ),
+    "backends": (
+        "bundle",
+        "cache",
+        "checkpoint",
+        "cli",
+        "export",
+        "golden",
+        "model",
+        "pipelines",
+        "plan",
+        "session",
+    ),
     "parity": (
         "backends",
         "bundle",
@@ -94,10 +117,20 @@ FORBIDDEN = {
         "report",
         "session",
     ),
-    "benching": ("cli", "components.registry", "evaluation", "export", "model", "plan", "report", "tuning"),
-    "golden": ("bundle", "cli", "export", "plan", "session", "targets"),
+    "benching": (
+        "cache",
+        "cli",
+        "components.registry",
+        "evaluation",
+        "export",
+        "model",
+        "plan",
+        "report",
+        "tuning",
+    ),
+    "golden": ("bundle", "cache", "cli", "export", "plan", "session", "targets"),
     "pipelines": ("backends", "bundle", "cli", "components", "export", "golden", "model", "targets"),
-    "bundle": ("cli", "export", "model", "plan"),
+    "bundle": ("cache", "cli", "export", "model", "plan"),
     "tokenizer": ("backends", "bundle", "checkpoint", "cli", "components", "golden", "model", "pipelines"),
     "tensors": ("backends", "bundle", "checkpoint", "cli", "components", "golden", "model", "parity"),
 }
@@ -290,7 +323,7 @@ for name in {free!r}:
     assert (result.returncode, result.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("command", [[], ["export"], ["verify"], ["golden", "record"]])
+@pytest.mark.parametrize("command", [[], ["export"], ["verify"], ["golden", "record"], ["cache", "verify"]])
 def test_help_answers_without_torch_or_a_vendor_s_package(command: list[str]) -> None:
     result = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", OWN, *command, "--help"],

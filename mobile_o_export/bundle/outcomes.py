@@ -102,6 +102,18 @@ class OutcomeWriter:
         else:
             self._add(target, chain, result.image, None)
 
+    def of(self, target: str) -> tuple[Outcome, ...]:
+        """What was added of ``target``."""
+        return tuple(outcome for outcome in self._outcomes if outcome.target == target)
+
+    def add_again(self, outcome: Outcome, picture: bytes | None) -> None:
+        """What another export of the same golden added, with the bytes of its picture."""
+        if picture is not None:
+            place = self._place(self._picture_name(outcome.target, outcome.case))
+            (self._bundle / place).write_bytes(picture)
+            outcome = outcome.model_copy(update={"picture": place})
+        self._outcomes.append(outcome)
+
     def write(self) -> None:
         """Writes the list, when all of them are there."""
         content = Outcomes(outcomes=tuple(self._outcomes)).model_dump(mode="json")
@@ -116,13 +128,14 @@ class OutcomeWriter:
             case=chain.name,
             prompt=chain.question if isinstance(chain, AnswerChain) else chain.prompt,
             given=None if chain.pixels is None else self._given(chain.pixels),
-            # Names may hold anything; the number keeps two apart that differ in what files may not be called.
-            picture=None
-            if image is None
-            else self._saved(image, f"{len(self._outcomes):03}-{target}-{chain.name}"),
+            picture=None if image is None else self._saved(image, self._picture_name(target, chain.name)),
             answer=answer,
         )
         self._outcomes.append(outcome)
+
+    def _picture_name(self, target: str, case: str) -> str:
+        """Of the next outcome. Names of cases may hold anything; the number keeps their pictures apart."""
+        return f"{len(self._outcomes):03}-{target}-{case}"
 
     def _given(self, key: str) -> MemberName:
         """The picture that a chain starts from, once for all chains and targets."""
@@ -130,11 +143,14 @@ class OutcomeWriter:
         return self._saved(2 * self._golden.tensor(key) - 1, f"given-{key[:12]}")
 
     def _saved(self, image: Array, name: str) -> MemberName:
-        plain = "".join(c if c.isalnum() else "-" for c in name)[:MOST_NAME_CHARACTERS]
-        place = MemberName(f"{OUTCOMES_FOLDER}/{plain}.png")
+        place = self._place(name)
         if not (self._bundle / place).exists():
             as_picture(image).save(self._bundle / place, optimize=True)
         return place
+
+    def _place(self, name: str) -> MemberName:
+        plain = "".join(c if c.isalnum() else "-" for c in name)[:MOST_NAME_CHARACTERS]
+        return MemberName(f"{OUTCOMES_FOLDER}/{plain}.png")
 
 
 class OutcomeCheck:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from hashlib import sha256
 from itertools import zip_longest
@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from mobile_o_export.checkpoint.config import MobileOConfig, read_json
-from mobile_o_export.checkpoint.digest import tensors_digest
+from mobile_o_export.checkpoint.digest import content_digests, joined_digest
 from mobile_o_export.checkpoint.lora import LoraAdapter
 from mobile_o_export.checkpoint.names import EMBEDDINGS, HEAD, Names
 from mobile_o_export.checkpoint.safetensors_file import SafetensorsFile, TensorInfo, pickle_error
@@ -175,6 +175,26 @@ class Checkpoint:
         It reads the whole checkpoint once. Sharding, the folder's place and the tokenizer do not matter;
         an adapter does.
         """
+        return self._digest(self._contents)
+
+    def part(self, components: Collection[str]) -> Checkpoint:
+        """This checkpoint, of whose tensors only those of ``components`` can be read; the others have shapes.
+
+        What is made from it follows from those tensors, and :meth:`part_digest` covers all of that.
+        """
+        return _Part(self, components)
+
+    def part_digest(self, components: Collection[str]) -> str:
+        """As :attr:`digest`, of all that can be read of a :meth:`part`."""
+        prefixes = _prefixes(components)
+        return self._digest({name: c for name, c in self._contents.items() if name.startswith(prefixes)})
+
+    @cached_property
+    def _contents(self) -> Mapping[str, str]:
+        """The digest of each tensor's bytes; reads the whole checkpoint."""
+        return content_digests(self._files)
+
+    def _digest(self, contents: Mapping[str, str]) -> str:
         # Places, not content: the configurations that diffusion_name_or_path leads to are hashed instead.
         places = ("diffusion_name_or_path", "_name_or_path")
         settings = {
@@ -184,7 +204,7 @@ class Checkpoint:
             "scheduler": dict(self.config.diffusion.scheduler),
         }
         content = sha256(json.dumps(settings, sort_keys=True).encode())
-        content.update(tensors_digest(self._files).encode())
+        content.update(joined_digest(self.tensors, contents).encode())
         if self.lora is not None:
             content.update(self.lora.digest.encode())
         return f"sha256:{content.hexdigest()}"
@@ -303,6 +323,24 @@ class _Outline(Checkpoint):
             dtype=dtype if dtype is not None and stored.is_floating_point else stored,
             device="meta",
         )
+
+
+class _Part(Checkpoint):
+    """One of whose tensors some can be read."""
+
+    def __init__(self, whole: Checkpoint, components: Collection[str]) -> None:
+        self.__dict__.update(whole.__dict__)
+        self._readable = _prefixes(components)
+
+    def _tensor(self, name: str, dtype: torch.dtype | None) -> torch.Tensor:
+        if not name.startswith(self._readable):
+            raise LookupError(f"{name} is no tensor of this part of the checkpoint")
+        return super()._tensor(name, dtype)
+
+
+def _prefixes(components: Collection[str]) -> tuple[str, ...]:
+    """How the names of the tensors of ``components`` begin."""
+    return tuple(prefix for name in sorted(components) for prefix in COMPONENT_PREFIXES[name])
 
 
 def _open_files(path: Path) -> dict[str, SafetensorsFile]:

@@ -15,6 +15,7 @@ import typer
 from mobile_o_export import __version__
 from mobile_o_export.cli import (
     bench,
+    cache,
     compare,
     describe,
     doctor,
@@ -90,6 +91,7 @@ app.command("init-checkpoint")(init_checkpoint.init_checkpoint)
 app.command("plan")(plan.plan)
 app.add_typer(golden.app, name="golden")
 app.command("export")(export.export)
+app.add_typer(cache.app, name="cache")
 app.add_typer(mil.app, name="mil")
 app.command("tune")(tune.tune)
 app.command("verify")(verify.verify)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,9 +15,8 @@ from mobile_o_export.cli.console import ProgressPrinter, megabytes, table
 from mobile_o_export.cli.inspect import CheckpointPath, Lora
 from mobile_o_export.cli.paths import expanded, expanded_name, require_output_file, require_replaceable
 from mobile_o_export.cli.plan import Components, RecordedGolden
+from mobile_o_export.cli.quantities import size_bytes
 from mobile_o_export.errors import UsageError
-
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 SENSITIVITIES = "sensitivities.jsonl"
 """Beside the recipe; other recipes of the same folder go by it as well."""
@@ -76,7 +74,7 @@ def tune(
     """
     from mobile_o_export.tuning.outcome import counts, outcome_paths, write_outcome
 
-    goal_bytes = None if budget is None else size_bytes(budget)
+    goal_bytes = None if budget is None else size_bytes("--budget", budget)
     if (budget is None) == (min_snr is None):
         raise UsageError("say what to reach: --budget SIZE or --min-snr DB, one of the two.")
     if min_snr is not None and not 0 < min_snr < math.inf:
@@ -131,17 +129,3 @@ def tune(
     ]
     screen.result(table(["component", "weights", "predicted dB", "measured dB", "of"], rows, right=(1, 2, 3)))
     screen.result(f"\n{megabytes(sum(tuned.size_bytes for tuned in found))} in all\nrecipe: {out}")
-
-
-def size_bytes(text: str) -> int:
-    """``900MB`` → 900 000 000.
-
-    Raises:
-        UsageError: it is no size.
-    """
-    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMG]?I?B?)\s*", text.upper())
-    unit = "" if found is None else found[2] if found[2] in UNITS else f"{found[2]}B"
-    size = float(found[1]) * UNITS[unit] if found and unit in UNITS else 0.0
-    if not 1 <= size < math.inf:
-        raise UsageError(f"--budget {text!r} is no size. Write 900MB, 1.1GB or a number of bytes.")
-    return round(size)

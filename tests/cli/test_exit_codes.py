@@ -119,6 +119,7 @@ def test_help_lists_every_command_whole(cli: Cli) -> None:
         "plan",
         "golden",
         "export",
+        "cache",
         "verify",
         "bench",
         "evaluate",
@@ -129,7 +130,9 @@ def test_help_lists_every_command_whole(cli: Cli) -> None:
     assert "0 done; 1 a gate failed; 2 bad input; 3 a tool is missing; 70 a" in outcome.out
 
 
-@pytest.mark.parametrize("command", [[], ["export"], ["golden", "record"], ["verify"], ["doctor"]])
+@pytest.mark.parametrize(
+    "command", [[], ["export"], ["golden", "record"], ["cache", "show"], ["verify"], ["doctor"]]
+)
 def test_help_imports_nothing_heavy(command: list[str]) -> None:
     code = (
         "import sys\nfrom mobile_o_export.cli.main import main\n"

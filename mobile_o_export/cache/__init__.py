@@ -1,0 +1,1 @@
+"""Results of exports, kept by what they follow from."""

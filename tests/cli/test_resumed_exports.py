@@ -1,0 +1,87 @@
+"""Exports that are killed go on where they were, and exports at the same time share a cache."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from cli_harness import start
+
+from mobile_o_export.bundle.manifest import FileEntry, file_digest
+from mobile_o_export.cache.store import Store
+from mobile_o_export.errors import BundleError
+from mobile_o_export.members import Members, entries
+
+PARTS = ("--component", "mcp", "--target", "tensorrt-orin", "--target", "onnx-cpu")
+ENTRIES = 4
+"""Two lowered components, and two verdicts."""
+
+KILLS = int(os.environ.get("MOBILE_O_KILLS", "4"))
+"""How many exports are killed."""
+
+LONGEST_WAIT_SECONDS = 2.0
+
+
+def tree(folder: Path) -> dict[str, FileEntry]:
+    """Every file below ``folder``, the manifest too."""
+    return {name: file_digest(Members(folder, BundleError), name) for name, _ in entries(folder)}
+
+
+@pytest.mark.slow
+def test_killed_exports_go_on_where_they_were(reference_folder: Path, golden: Path, tmp_path: Path) -> None:
+    cache, out = tmp_path / "cache", tmp_path / "made" / "bundle"
+    arguments = ("export", reference_folder, *PARTS, "--golden", golden)
+    chance = random.Random()
+    for kill in range(KILLS):
+        process = start(*arguments, "--cache", cache, "--out", out)
+        # A little further each time, into whatever is then at work.
+        while kept(cache) < kill * ENTRIES // KILLS or not list(out.parent.glob("*.partial/tensorrt-orin")):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, LONGEST_WAIT_SECONDS))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert not out.exists()
+    before = kept(cache)
+    code, err = finished(start(*arguments, "--cache", cache, "--out", out))
+    assert code == 0, err
+    assert "killed process had left unfinished" in err
+    assert err.count("from the cache") == before >= (KILLS - 1) * ENTRIES // KILLS
+    assert [path.name for path in out.parent.iterdir()] == ["bundle"]
+    code, err = finished(start(*arguments, "--no-cache", "--out", tmp_path / "fresh"))
+    assert code == 0, err
+    assert tree(out) == tree(tmp_path / "fresh")
+    store = Store.open(cache)
+    store.prune(None)
+    assert [entry.problem for entry in store.kept()] == [""] * ENTRIES
+    assert not list(cache.rglob("*.partial"))
+
+
+@pytest.mark.slow
+def test_two_exports_at_once_share_a_cache(reference_folder: Path, golden: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    arguments = ("export", reference_folder, *PARTS, "--golden", golden, "--cache", cache)
+    both = [start(*arguments, "--out", tmp_path / name) for name in ("one", "other")]
+    for process in both:
+        code, err = finished(process)
+        assert code == 0, err
+        assert "cache:" not in err
+    assert tree(tmp_path / "one") == tree(tmp_path / "other")
+    assert kept(cache) == ENTRIES
+
+
+def kept(cache: Path) -> int:
+    """How many entries are in the cache."""
+    return len(list(Store.open(cache).kept()))
+
+
+def finished(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """The exit code and stderr; several exports may take long on a busy machine."""
+    with process:
+        _, err = process.communicate()
+    return process.returncode, err
