@@ -13,7 +13,7 @@ from mobile_o_export.backends.coreml.interpreter.program import MilFunction, Ope
 from mobile_o_export.backends.coreml.interpreter.registry import Call, Held, Implementation, Value
 from mobile_o_export.backends.coreml.interpreter.rounding import Rounding
 from mobile_o_export.backends.coreml.interpreter.tensor_type import STRING, TensorType
-from mobile_o_export.backends.coreml.interpreter.values import held_dtype, settle
+from mobile_o_export.backends.coreml.interpreter.values import LARGE, held_dtype, settle
 from mobile_o_export.backends.coreml.interpreter.weights import Constant
 from mobile_o_export.errors import ExportError
 
@@ -114,7 +114,8 @@ class Evaluator:
             )
         if exact and value.dtype is held_dtype(declared.dtype):
             return value
-        return settle(value, declared.dtype, self._rounding, own=sole and _is_new(value, call))
+        own = sole and value.numel() >= LARGE and _is_new(value, call)
+        return settle(value, declared.dtype, self._rounding, own=own)
 
     def _control(self, step: Step, environment: dict[str, Held], state: State) -> tuple[Held, ...]:
         """The operations that touch states or run blocks."""

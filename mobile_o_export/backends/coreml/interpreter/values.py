@@ -38,8 +38,8 @@ _HELD: dict[str, torch.dtype] = {
 _PART = 1 << 18
 """Elements that are rounded at once: in fp16 they stay in a core's cache until they are read back."""
 
-_LARGE = 1 << 15
-"""Elements from which on it pays to round in place."""
+LARGE = 1 << 15
+"""Elements from which on it pays to find out whether a result can be rounded in place, and to do so."""
 
 
 def held_dtype(dtype: str) -> torch.dtype:
@@ -86,7 +86,7 @@ def settle(value: Tensor, dtype: str, rounding: Rounding, *, own: bool = False) 
         value, own = value.to(held), True  # Float to integer truncates, as MIL's ``cast`` does.
     if dtype != "float16" or rounding is not Rounding.TYPED:
         return value
-    if own and value.numel() >= _LARGE and value.untyped_storage().nbytes() == 4 * value.numel():
+    if own and value.numel() >= LARGE and value.untyped_storage().nbytes() == 4 * value.numel():
         _round_in_place(value)
         return value
     return value.to(torch.float16).to(torch.float32)
