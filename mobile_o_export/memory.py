@@ -1,4 +1,4 @@
-"""Memory of this process: its peak over a stretch of work, and giving back what that left behind."""
+"""Memory of this process: its peak over a stretch of work, and what happens to memory that is freed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,22 @@ from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+"""Of glibc's ``mallopt``, in malloc.h."""
+
+
+def keep_freed() -> None:
+    """Keeps what is freed for what is asked for next, where the C library can (glibc), until :func:`release`.
+
+    By default glibc maps every large tensor anew, and the system clears its pages one by one as they are
+    first written to. That can take longer than what is computed.
+    """
+    if sys.platform == "linux":
+        option = getattr(ctypes.CDLL(None), "mallopt", None)
+        if option is not None:
+            option(_MMAP_MAX, 0)
+            option(_TRIM_THRESHOLD, -1)
 
 
 def release() -> None:

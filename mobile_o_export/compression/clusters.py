@@ -7,13 +7,11 @@ different numbers of places: loops that have no array form.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
-import numba
 import numpy as np
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+from mobile_o_export.compiled import compiled
 
 CODES = 1 << 16
 """Numbers that 16 bits can be."""
@@ -37,15 +35,6 @@ CELLS_A_CLUSTER = 2
 
 TINY = 1e-300
 """What masses are divided by at least: an empty run has no moment either."""
-
-
-def compiled(function: Function) -> Function:
-    """``function`` as machine code that other threads run beside, kept on disk where numba finds a place."""
-    try:
-        made = numba.njit(nogil=True, error_model="numpy", cache=True)(function)
-    except RuntimeError:
-        made = numba.njit(nogil=True, error_model="numpy")(function)
-    return made  # type: ignore[no-any-return]
 
 
 @compiled

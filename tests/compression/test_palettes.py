@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from mobile_o_export.compression import clusters, palettes
+from mobile_o_export.compiled import compiled
+from mobile_o_export.compression import palettes
 from mobile_o_export.compression.palettes import palettize
 from mobile_o_export.errors import ExportError
 from mobile_o_export.parity.metrics import Array
@@ -164,7 +165,7 @@ def test_where_compiled_code_cannot_be_kept_it_is_compiled_again(monkeypatch: py
         return whole(**options)
 
     monkeypatch.setattr(numba, "njit", njit)
-    assert clusters.compiled(lambda x: x + 1)(1) == 2
+    assert compiled(lambda x: x + 1)(1) == 2
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 70_000.0])

@@ -2,15 +2,18 @@
 
 import numpy as np
 import pytest
+import torch
 
 from mobile_o_export.backends.coreml.interpreter import (
     DamagedPackageError,
+    EvaluationError,
     Interpreter,
     Rounding,
     load_mlpackage,
 )
 from mobile_o_export.backends.coreml.interpreter.bits import unpack
 from mobile_o_export.backends.coreml.interpreter.blob import WeightFile
+from mobile_o_export.backends.coreml.interpreter.ops_compression import _looked_up
 from mobile_o_export.backends.coreml.interpreter.tensor_type import TensorType
 from mobile_o_export.quiet import quiet_vendor
 
@@ -322,3 +325,32 @@ def test_keep_weights(tmp_path, silent, keep):
     ]
     # The restored weight alone; the integers that it came from are not asked for again.
     assert len(large) == int(keep)
+
+
+@pytest.mark.parametrize(("scheme", "shared"), [("palette_uniform_6", True), ("int4_per_block", False)])
+def test_weights_that_no_rounding_changes_are_restored_once_for_both(tmp_path, silent, scheme, shared):
+    with silent():
+        model = SCHEMES[scheme][1](small_model(WEIGHT, ct.target.iOS18, silent))
+        model.save(str(tmp_path / "m.mlpackage"))
+    program = load_mlpackage(tmp_path / "m.mlpackage")
+    x = rng.standard_normal((2, 64)).astype(np.float32)
+    counts = []
+    for rounding in Rounding:
+        Interpreter(program.functions["main"], component="c", rounding=rounding).run({"x": x})
+        counts.append(program.weights.kept_count)
+    assert (counts[0] == counts[1]) is shared
+
+
+def test_an_index_beyond_its_palette_is_refused():
+    indices, lut = torch.tensor([[0, 3]], dtype=torch.uint8), torch.zeros(1, 1, 3, 1)
+    with pytest.raises(EvaluationError, match="beyond the 3 values"):
+        _looked_up(indices, lut, None)
+
+
+def test_groups_along_the_first_axis_are_looked_up_as_any_others():
+    """Along another axis there are no whole rows for the compiled loop."""
+    indices = torch.randint(0, 4, (6, 10), dtype=torch.uint8)
+    lut = torch.randn(3, 1, 4, 1)
+    found = _looked_up(indices, lut, None)
+    assert torch.equal(found, _looked_up(indices.T, lut.transpose(0, 1), None).T)
+    assert torch.equal(found, _looked_up(indices, lut.repeat(1, 2, 1, 1), None))

@@ -1,5 +1,6 @@
 """Whole programs: rounding, states shared by functions, control flow, and converted torch models."""
 
+import math
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from mobile_o_export.backends.coreml.interpreter import (
     Rounding,
     load_mlpackage,
 )
+from mobile_o_export.backends.coreml.interpreter.values import settle
 from mobile_o_export.quiet import quiet_vendor
 
 with quiet_vendor():
@@ -39,6 +41,32 @@ def test_typed_rounding_overflows_and_fp32_does_not(tmp_path, build_program, sav
     wide = Interpreter(function, component="r", rounding=Rounding.FP32).run({"x": x})["out_y_0"]
     # The constants are stored in fp16, the activations are not rounded.
     np.testing.assert_allclose(wide, x * 300 * float(np.float16(0.001)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_large_results_are_rounded_as_small_ones(order):
+    """In place, whatever the order of their axes; part by part, the last one shorter."""
+    values = torch.randn(3, 320, 321) * torch.logspace(-9, 6, 321)
+    values[0, 0, :2] = torch.tensor([math.nan, -65520])
+    value = values.permute(order)
+    expected = value.to(torch.float16).to(torch.float32)
+    unowned = settle(value, "float16", Rounding.TYPED)
+    assert unowned.data_ptr() != value.data_ptr()
+    found = settle(value, "float16", Rounding.TYPED, own=True)
+    assert found.data_ptr() == value.data_ptr()
+    for given in (unowned, found):
+        torch.testing.assert_close(given, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_rounding_changes_no_argument(tmp_path, build_program, save_program):
+    """``cast`` gives the memory of what the caller handed over."""
+    x = np.full((200, 200), 1 / 3, np.float32)
+    program = build_program({"x": x}, {"half": lambda x: mb.cast(x=mb.cast(x=x, dtype="fp16"), dtype="fp32")})
+    save_program(program, tmp_path / "m.mlpackage")
+    function = main_function(tmp_path / "m.mlpackage")
+    (found,) = Interpreter(function, component="c", rounding=Rounding.TYPED).run({"x": x}).values()
+    assert np.all(x == np.float32(1 / 3))
+    assert np.all(found == np.float16(1 / 3))
 
 
 def test_fp16_outputs_keep_their_type(tmp_path, build_program, save_program):

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mobile_o_export import __version__
+from mobile_o_export import __version__, memory
 from mobile_o_export.backends import versions
 from mobile_o_export.backends.base import Executor
+from mobile_o_export.backends.coreml.interpreter.rounding import Rounding
 from mobile_o_export.errors import GateError, MissingToolError
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.quiet import captured
@@ -19,20 +20,24 @@ class InterpreterExecutor(Executor):
 
     rounds_to_half = True
 
-    def __init__(self, package: Path, entries: Mapping[str, str], component: str) -> None:
+    def __init__(
+        self, package: Path, entries: Mapping[str, str], component: str, rounding: Rounding = Rounding.TYPED
+    ) -> None:
         try:
             with captured(f"{component}: importing coremltools"):
                 import torch
 
-                from mobile_o_export.backends.coreml.interpreter import Rounding, load_mlpackage
+                from mobile_o_export.backends.coreml.interpreter import load_mlpackage
         except ImportError as error:
             raise MissingToolError(
                 f"{component}: .mlpackage folders need coremltools; pip install coremltools"
             ) from error
-        self.runtime = f"MIL interpreter {__version__}, torch {_torch()} (rounding to MIL types)"
+        how = "rounding to MIL types" if rounding is Rounding.TYPED else "in fp32"
+        self.runtime = f"MIL interpreter {__version__}, torch {_torch()} ({how})"
         self.threads = torch.get_num_threads()
+        memory.keep_freed()
         self._program = load_mlpackage(package)
-        self._rounding = Rounding.TYPED
+        self._rounding = rounding
         self._entries = entries
         self._component = component
         self._interpreters: dict[str, Any] = {}
@@ -60,9 +65,11 @@ class InterpreterExecutor(Executor):
         self._state = None
 
     def close(self) -> None:
-        """Forgets the functions and the state."""
+        """Forgets the functions, the state and the weights, and gives their memory back."""
         self._interpreters.clear()
         self._state = None
+        self._program.weights.drop()
+        memory.release()
 
 
 def _torch() -> str:

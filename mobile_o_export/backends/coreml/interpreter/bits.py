@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from mobile_o_export.backends.coreml.interpreter.kernels import unpack as unpack_each
+
 
 def unpack(packed: NDArray[np.uint8], bits: int, count: int, *, signed: bool) -> NDArray[np.generic]:
     """``count`` integers of ``bits`` bits each, one a byte (``int8`` if ``signed``, else ``uint8``).
@@ -15,17 +17,9 @@ def unpack(packed: NDArray[np.uint8], bits: int, count: int, *, signed: bool) ->
     """
     if bits == 8:
         values = packed[:count].copy()
-    elif bits == 4:
-        # 4 bits hold most of the weights that are packed at all: no detour through single bits.
-        values = np.empty(2 * packed.size, np.uint8)
-        np.bitwise_and(packed, 0x0F, out=values[0::2])
-        np.right_shift(packed, 4, out=values[1::2])
-        values = values[:count]
     else:
-        single = np.unpackbits(packed, count=count * bits, bitorder="little").reshape(count, bits)
-        values = np.zeros(count, np.uint8)
-        for place in range(bits):
-            values |= single[:, place] << place
+        values = np.empty(count, np.uint8)
+        unpack_each(packed.view(np.ndarray), bits, values)
     if not signed or bits == 8:
         return values.view(np.int8) if signed else values
     # Move the sign bit to the top of the byte and shift back: an arithmetic shift copies it down.

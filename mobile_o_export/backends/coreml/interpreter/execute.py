@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mobile_o_export.backends.coreml.interpreter.errors import EvaluationError, InputError
-from mobile_o_export.backends.coreml.interpreter.program import MilFunction, Operation
+from mobile_o_export.backends.coreml.interpreter.errors import InputError
+from mobile_o_export.backends.coreml.interpreter.program import MilFunction
 from mobile_o_export.backends.coreml.interpreter.rounding import Rounding
-from mobile_o_export.backends.coreml.interpreter.tensor_type import STRING, Port, fits
-from mobile_o_export.backends.coreml.interpreter.weights import Constant, ImmediateSource
-from mobile_o_export.errors import ExportError
+from mobile_o_export.backends.coreml.interpreter.tensor_type import Port, fits
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
     from torch import Tensor
 
-    from mobile_o_export.backends.coreml.interpreter.plan import Plan, Source, Step
-    from mobile_o_export.backends.coreml.interpreter.registry import Held, Implementation, Value
+    from mobile_o_export.backends.coreml.interpreter.plan import Plan
+    from mobile_o_export.backends.coreml.interpreter.registry import Held
 
 State = dict[str, "Tensor"]
 """States by name. A run replaces entries and never writes into a tensor, so ``dict(state)`` is a snapshot."""
@@ -47,13 +45,14 @@ class Interpreter:
         rounding: Rounding = Rounding.TYPED,
         keep_weights: bool = True,
     ) -> None:
+        from mobile_o_export.backends.coreml.interpreter.evaluate import Evaluator
         from mobile_o_export.backends.coreml.interpreter.plan import plan_function
 
         self.function = function
         self.component = component
         self.rounding = rounding
-        self.keep_weights = keep_weights
         self._plan: Plan = plan_function(function, component)
+        self._evaluator = Evaluator(function, self._where, rounding, keep_weights=keep_weights)
 
     def make_state(self) -> State:
         """The function's states, all zero; hand the same one to every function that is to share them."""
@@ -103,7 +102,7 @@ class Interpreter:
                 given = arrays[port.name]
                 held = from_numpy(np.ascontiguousarray(given).reshape(given.shape))
                 environment[port.name] = settle(held, port.dtype, self.rounding)
-            results = self._run(self._plan, environment, state if state is not None else {}, kept)
+            results = self._evaluator.run(self._plan, environment, state if state is not None else {}, kept)
         found = {name: self._given(value, kinds[name]) for name, value in kept.items() if value is not None}
         return found | {
             port.name: self._given(value, port.dtype)
@@ -121,7 +120,7 @@ class Interpreter:
 
         for source in derived_sources(self._plan, set() if seen is None else seen):
             kind = source.operation.outputs[source.output].type.dtype
-            yield source.operation.name, to_numpy(self._tensor(source, {}), kind, self.rounding)
+            yield source.operation.name, to_numpy(self._evaluator.restored(source), kind, self.rounding)
 
     def _given(self, value: Held, dtype: str) -> Any:
         """A result as its caller gets it."""
@@ -188,146 +187,3 @@ class Interpreter:
     def _check_shape(self, kind: str, port: Port, shape: tuple[int, ...]) -> None:
         if not fits(shape, port.shape):
             raise InputError(f"{kind} {port.name!r} of {self._where} has shape {port.shape}, not {shape}")
-
-    def _run(
-        self,
-        plan: Plan,
-        environment: dict[str, Held],
-        state: State,
-        kept: dict[str, Held | None] | None = None,
-    ) -> list[Held]:
-        """The plan's results; ``environment`` loses a variable after its last use, ``kept`` keeps its own."""
-        for step in plan.steps:
-            # No local name may hold a result: it would outlive its last use by one step.
-            names = [output.name for output in step.operation.outputs]
-            environment.update(zip(names, self._evaluate(step, environment, state), strict=True))
-            if kept:
-                kept.update({name: environment[name] for name in names if name in kept})
-            for name in step.frees:
-                environment.pop(name, None)
-        return [self._held(source, environment) for source in plan.outputs]
-
-    def _evaluate(self, step: Step, environment: dict[str, Held], state: State) -> tuple[Held, ...]:
-        operation = step.operation
-        try:
-            if step.implementation is None:
-                return self._control(step, environment, state)
-            return self._call(
-                operation, step.implementation, step.inputs, environment, keep=self.keep_weights
-            )
-        except ExportError:
-            raise
-        except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
-            raise EvaluationError(
-                f"op {operation.type!r} ({operation.name}) in {self._where} failed: {error}; "
-                "the program is damaged or the interpreter's implementation wrong"
-            ) from error
-
-    def _call(
-        self,
-        operation: Operation,
-        implementation: Implementation,
-        sources: Mapping[str, tuple[Source, ...]],
-        environment: Mapping[str, Held],
-        *,
-        keep: bool,
-    ) -> tuple[Held, ...]:
-        """The operation's results; ``keep`` is of its constants."""
-        import torch
-
-        from mobile_o_export.backends.coreml.interpreter.registry import Call
-        from mobile_o_export.backends.coreml.interpreter.values import held_dtype, settle
-
-        arguments = {
-            name: tuple(self._value(source, environment, keep=keep) for source in values)
-            for name, values in sources.items()
-        }
-        types = tuple(output.type for output in operation.outputs)
-        result = implementation.evaluate(Call(operation.type, operation.name, arguments, types))
-        results = result if isinstance(result, tuple) else (result,)
-        if len(results) != len(types):
-            raise EvaluationError(
-                f"op {operation.type!r} ({operation.name}) in {self._where} gave {len(results)} results, "
-                f"the program declares {len(types)}"
-            )
-        settled: list[Held] = []
-        for value, declared in zip(results, types, strict=True):
-            if not isinstance(value, torch.Tensor):
-                settled.append(value)
-                continue
-            if not declared.fits(tuple(value.shape)):
-                raise EvaluationError(
-                    f"op {operation.type!r} ({operation.name}) in {self._where} gave the shape "
-                    f"{tuple(value.shape)}, the program declares {declared}"
-                )
-            exact = implementation.moves_data and value.dtype is held_dtype(declared.dtype)
-            settled.append(value if exact else settle(value, declared.dtype, self.rounding))
-        return tuple(settled)
-
-    def _control(self, step: Step, environment: dict[str, Held], state: State) -> tuple[Held, ...]:
-        """The operations that touch states or run blocks."""
-        kind = step.operation.type
-        if kind in ("read_state", "write_state"):
-            (source,) = step.inputs["input"]
-            name = getattr(source, "name", None)
-            if name not in {port.name for port in self.function.states}:
-                raise EvaluationError(f"{kind} {step.operation.name} in {self._where} names no state")
-            if kind == "read_state":
-                return (state[name],)
-            state[name] = self._tensor(step.inputs["data"][0], environment)
-            return ()
-        if kind == "cond":
-            (predicate,) = step.inputs["pred"]
-            branch = step.blocks[0] if bool(self._tensor(predicate, environment)) else step.blocks[1]
-            return tuple(self._run(branch, dict(environment), state))
-        test, body = step.blocks
-        values = [self._held(source, environment) for source in step.inputs["loop_vars"]]
-        while True:
-            entered = {**environment, **dict(zip(test.inputs, values, strict=True))}
-            (again,) = self._run(test, entered, state)
-            if not again:
-                return tuple(values)
-            entered = {**environment, **dict(zip(body.inputs, values, strict=True))}
-            values = self._run(body, entered, state)
-
-    def _value(self, source: Source, environment: Mapping[str, Held], *, keep: bool) -> Value:
-        if isinstance(source, Constant) and isinstance(source.source, ImmediateSource):
-            given = source.source.value
-            if isinstance(given, str):
-                return given
-            if isinstance(given, tuple):
-                from mobile_o_export.backends.coreml.interpreter.registry import Labels
-
-                return Labels(given)
-            if source.type.dtype == STRING:
-                raise EvaluationError(f"{self._where} uses a tensor of strings, which nothing here reads")
-        return self._held(source, environment, keep=keep)
-
-    def _tensor(self, source: Source, environment: Mapping[str, Held], *, keep: bool | None = None) -> Tensor:
-        """A variable or constant that has to be a tensor."""
-        import torch
-
-        value = self._held(source, environment, keep=keep)
-        if not isinstance(value, torch.Tensor):
-            raise EvaluationError(f"{self._where} uses a list where a tensor belongs")
-        return value
-
-    def _held(self, source: Source, environment: Mapping[str, Held], *, keep: bool | None = None) -> Held:
-        """A variable or constant; ``keep`` is of constants, by default as the interpreter was told."""
-        from mobile_o_export.backends.coreml.interpreter.plan import Derived
-
-        store = self.function.weights
-        keep = self.keep_weights if keep is None else keep
-        if isinstance(source, Constant):
-            return store.tensor(source, keep=keep)
-        if isinstance(source, Derived):
-            derived = source
-
-            def decompress() -> tuple[Tensor, ...]:
-                # What it is restored from is not asked for again; a constexpr operation gives tensors.
-                made = self._call(derived.operation, derived.implementation, derived.inputs, {}, keep=False)
-                return cast("tuple[Tensor, ...]", made)
-
-            # Rounded and unrounded weights differ, so interpreters of either kind keep their own.
-            return store.derived((derived.key, self.rounding), decompress, keep=keep)[derived.output]
-        return environment[source.name]

@@ -11,8 +11,8 @@ from torch.nn import functional
 from mobile_o_export.backends.coreml.interpreter.registry import Call, Result, implements
 
 
-def _plain(op_type: str, function: Callable[[Tensor], Tensor]) -> None:
-    @implements(op_type, "x")
+def _plain(op_type: str, function: Callable[[Tensor], Tensor], *, exact: bool = False) -> None:
+    @implements(op_type, "x", exact=exact)
     def _evaluate(call: Call) -> Result:
         return function(call.tensor("x"))
 
@@ -38,7 +38,7 @@ def _softplus(x: Tensor) -> Tensor:
     return torch.logaddexp(x, torch.zeros((), dtype=x.dtype))
 
 
-_plain("relu", torch.relu)
+_plain("relu", torch.relu, exact=True)
 _plain("relu6", functional.relu6)
 _plain("sigmoid", torch.sigmoid)
 _plain("silu", functional.silu)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from mobile_o_export.backends.coreml.interpreter import bits
+from mobile_o_export.backends.coreml.interpreter.errors import EvaluationError
+from mobile_o_export.backends.coreml.interpreter.kernels import look_up
 from mobile_o_export.backends.coreml.interpreter.registry import Call, Result, implements
 
 _INTEGER_RANGES = {"int8": (-128, 127), "uint8": (0, 255), "int4": (-8, 7), "uint4": (0, 15)}
@@ -48,6 +50,8 @@ def _looked_up(indices: Tensor, lut: Tensor, vector_axis: int | None) -> Tensor:
     """
     *groups, palette, vector = lut.shape
     shape = list(indices.shape)
+    if vector == 1 and math.prod(groups) == math.prod(groups[:1]):
+        return _looked_up_by_rows(indices, lut.reshape(-1, palette))
     split: list[int] = []
     for size, count in zip(shape, groups, strict=True):
         split += [count, size // count]
@@ -59,6 +63,18 @@ def _looked_up(indices: Tensor, lut: Tensor, vector_axis: int | None) -> Tensor:
         return dense.squeeze(-1)
     axis = vector_axis % len(shape)
     return dense.movedim(-1, axis + 1).flatten(axis, axis + 1)
+
+
+def _looked_up_by_rows(indices: Tensor, lut: Tensor) -> Tensor:
+    """Dense values of ``indices`` through ``lut`` [groups, palette], each for a run of the first axis."""
+    groups, palette = lut.shape
+    # Compiled code reads whatever lies behind a palette.
+    if indices.numel() and int(indices.max()) >= palette:
+        raise EvaluationError(f"an index is beyond the {palette} values of its palette; export it again")
+    dense = torch.empty(indices.shape, dtype=lut.dtype)
+    rows = indices.contiguous().numpy().reshape(groups, -1)
+    look_up(lut.contiguous().numpy(), rows, dense.numpy().reshape(groups, -1))
+    return dense
 
 
 def _dense(nonzero: Tensor, mask: Tensor) -> Tensor:
@@ -89,17 +105,17 @@ def _blockwise_shift_scale(call: Call) -> Result:
     return _shifted_and_scaled(call.tensor("data"), call.tensor("scale"), call.optional("offset"))
 
 
-@implements("constexpr_lut_to_dense", "indices lut", "shape vector_axis", moves_data=True)
+@implements("constexpr_lut_to_dense", "indices lut", "shape vector_axis", exact=True)
 def _lut_to_dense(call: Call) -> Result:
     """In iOS 16 the indices are packed bytes and ``shape`` is given; in iOS 18 they are typed uintN."""
     indices, lut = call.tensor("indices"), call.tensor("lut")
     if not call.has("shape"):
         return _looked_up(indices, lut, _vector_axis(call))
     indices = _unpacked(indices, (lut.numel() - 1).bit_length(), call.integers("shape"))
-    return lut.reshape(-1)[indices.long()]
+    return _looked_up_by_rows(indices, lut.reshape(1, -1))
 
 
-@implements("constexpr_sparse_to_dense", "nonzero_data mask", "shape", moves_data=True)
+@implements("constexpr_sparse_to_dense", "nonzero_data mask", "shape", exact=True)
 def _sparse_to_dense(call: Call) -> Result:
     """In iOS 16 the mask is packed bytes and ``shape`` is given; in iOS 18 it is typed uint1."""
     mask = call.tensor("mask")
@@ -108,9 +124,7 @@ def _sparse_to_dense(call: Call) -> Result:
     return _dense(call.tensor("nonzero_data"), mask)
 
 
-@implements(
-    "constexpr_lut_to_sparse", "indices_mask indices_nonzero_data lut", "vector_axis", moves_data=True
-)
+@implements("constexpr_lut_to_sparse", "indices_mask indices_nonzero_data lut", "vector_axis", exact=True)
 def _lut_to_sparse(call: Call) -> Result:
     mask, axis = call.tensor("indices_mask"), _vector_axis(call)
     dense = _looked_up(_dense(call.tensor("indices_nonzero_data"), mask), call.tensor("lut"), axis)

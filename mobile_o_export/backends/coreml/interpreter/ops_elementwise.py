@@ -15,8 +15,8 @@ _RSQRT_EPSILON = 1e-12
 _INVERSE_EPSILON = 1e-4
 
 
-def _unary(op_type: str, function: Callable[[Tensor], Tensor], *, moves_data: bool = False) -> None:
-    @implements(op_type, "x", moves_data=moves_data)
+def _unary(op_type: str, function: Callable[[Tensor], Tensor], *, exact: bool = False) -> None:
+    @implements(op_type, "x", exact=exact)
     def _evaluate(call: Call) -> Result:
         return function(call.tensor("x"))
 
@@ -27,7 +27,7 @@ def _binary(op_type: str, function: Callable[[Tensor, Tensor], Tensor]) -> None:
         return function(call.tensor("x"), call.tensor("y"))
 
 
-_unary("abs", torch.abs)
+_unary("abs", torch.abs, exact=True)
 _unary("acos", torch.acos)
 _unary("asin", torch.asin)
 _unary("atan", torch.atan)
@@ -48,7 +48,7 @@ _unary("sqrt", torch.sqrt)
 _unary("square", torch.square)
 _unary("tan", torch.tan)
 _unary("tanh", torch.tanh)
-_unary("identity", lambda x: x, moves_data=True)
+_unary("identity", lambda x: x, exact=True)
 
 _binary("add", torch.add)
 _binary("sub", torch.sub)
@@ -102,6 +102,6 @@ def _cast(call: Call) -> Result:
     return x != 0 if call.outputs[0].dtype == "bool" and x.dtype is not torch.bool else x
 
 
-@implements("select", "cond a b", moves_data=True)
+@implements("select", "cond a b", exact=True)
 def _select(call: Call) -> Result:
     return torch.where(call.tensor("cond"), call.tensor("a"), call.tensor("b"))

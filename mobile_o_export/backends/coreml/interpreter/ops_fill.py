@@ -15,13 +15,13 @@ def _value(call: Call, name: str, default: float) -> float | int | bool:
     return value
 
 
-@implements("fill", "shape", "value", moves_data=True)
+@implements("fill", "shape", "value", exact=True)
 def _fill(call: Call) -> Result:
     dtype = held_dtype(call.outputs[0].dtype)
     return torch.full(call.integers("shape"), _value(call, "value", 0.0), dtype=dtype)
 
 
-@implements("fill_like", "ref_tensor", "value", moves_data=True)
+@implements("fill_like", "ref_tensor", "value", exact=True)
 def _fill_like(call: Call) -> Result:
     dtype = held_dtype(call.outputs[0].dtype)
     return torch.full(call.tensor("ref_tensor").shape, _value(call, "value", 0.0), dtype=dtype)
@@ -34,7 +34,7 @@ def _range_1d(call: Call) -> Result:
     return start + step * torch.arange(max(0, count), dtype=start.dtype)
 
 
-@implements("one_hot", "indices one_hot_vector_size", "axis on_value off_value", moves_data=True)
+@implements("one_hot", "indices one_hot_vector_size", "axis on_value off_value", exact=True)
 def _one_hot(call: Call) -> Result:
     indices, axis = call.tensor("indices"), call.integer("axis", -1)
     axis %= indices.dim() + 1
@@ -45,7 +45,7 @@ def _one_hot(call: Call) -> Result:
     return torch.where(hit, on, torch.tensor(_value(call, "off_value", 0), dtype=dtype))
 
 
-@implements("band_part", "x", "lower upper", moves_data=True)
+@implements("band_part", "x", "lower upper", exact=True)
 def _band_part(call: Call) -> Result:
     """Zero but for ``lower`` diagonals below and ``upper`` above the main one; negative means all."""
     x, lower, upper = call.tensor("x"), call.integer("lower", -1), call.integer("upper", -1)

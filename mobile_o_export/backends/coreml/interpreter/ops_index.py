@@ -41,12 +41,12 @@ def _sliced(call: Call, x: Tensor) -> Tensor:
     return x
 
 
-@implements("slice_by_index", "x begin end", _SLICE_OPTIONS, moves_data=True)
+@implements("slice_by_index", "x begin end", _SLICE_OPTIONS, exact=True)
 def _slice_by_index(call: Call) -> Result:
     return _sliced(call, call.tensor("x"))
 
 
-@implements("slice_update", "x update begin end", _SLICE_OPTIONS, moves_data=True)
+@implements("slice_update", "x update begin end", _SLICE_OPTIONS, exact=True)
 def _slice_update(call: Call) -> Result:
     x, update = call.tensor("x"), call.tensor("update")
     result = x.clone(memory_format=torch.contiguous_format)
@@ -59,7 +59,7 @@ def _slice_update(call: Call) -> Result:
     return result
 
 
-@implements("slice_by_size", "x begin size", moves_data=True)
+@implements("slice_by_size", "x begin size", exact=True)
 def _slice_by_size(call: Call) -> Result:
     """A size of -1 takes the rest of the axis."""
     x = call.tensor("x")
@@ -89,7 +89,7 @@ def _take(x: Tensor, indices: Tensor, axis: int) -> Tensor:
     return x.index_select(axis, indices.reshape(-1)).reshape(shape)
 
 
-@implements("gather", "x indices", "axis batch_dims validate_indices", moves_data=True)
+@implements("gather", "x indices", "axis batch_dims validate_indices", exact=True)
 def _gather(call: Call) -> Result:
     """For x D, indices N: D[:axis] + N[batch_dims:] + D[axis + 1:]."""
     x, batch = call.tensor("x"), call.integer("batch_dims", 0)
@@ -107,7 +107,7 @@ def _gather(call: Call) -> Result:
     return taken.reshape(*x.shape[:batch], *taken.shape[1:])
 
 
-@implements("gather_along_axis", "x indices", "axis validate_indices", moves_data=True)
+@implements("gather_along_axis", "x indices", "axis validate_indices", exact=True)
 def _gather_along_axis(call: Call) -> Result:
     x = call.tensor("x")
     axis = call.integer("axis", 0) % x.dim()
@@ -123,7 +123,7 @@ def _coordinates(call: Call, sizes: torch.Size | tuple[int, ...]) -> tuple[Tenso
     return tuple(parts)
 
 
-@implements("gather_nd", "x indices", "batch_dims validate_indices", moves_data=True)
+@implements("gather_nd", "x indices", "batch_dims validate_indices", exact=True)
 def _gather_nd(call: Call) -> Result:
     """For x D, indices K: K[:-1] + D[batch_dims + K[-1]:]."""
     x, batch = call.tensor("x"), call.integer("batch_dims", 0)

@@ -29,12 +29,12 @@ def _list_scatter(call: Call) -> Result:
     return _written(call, dict(zip(call.integers("indices"), call.tensor("value"), strict=True)))
 
 
-@implements("list_read", "ls index", moves_data=True)
+@implements("list_read", "ls index", exact=True)
 def _list_read(call: Call) -> Result:
     return _element(call, call.integer("index", 0), call.outputs[0].shape)
 
 
-@implements("list_gather", "ls indices", moves_data=True)
+@implements("list_gather", "ls indices", exact=True)
 def _list_gather(call: Call) -> Result:
     shape = call.outputs[0].shape[1:]
     return torch.stack([_element(call, index, shape) for index in call.integers("indices")])

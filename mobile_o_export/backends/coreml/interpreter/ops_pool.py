@@ -56,7 +56,7 @@ def _avg_pool(call: Call) -> Result:
     return _sums(pad_spatial(x, grown), rank, kernel, strides) / _sums(counted, rank, kernel, strides)
 
 
-@implements("max_pool", "x kernel_sizes", _OPTIONS, moves_data=True)
+@implements("max_pool", "x kernel_sizes", _OPTIONS, exact=True)
 def _max_pool(call: Call) -> Result:
     rank, kernel, strides, _, grown = _window(call)
     result: Tensor = _MAX[rank](pad_spatial(call.tensor("x"), grown, -math.inf), kernel, strides)

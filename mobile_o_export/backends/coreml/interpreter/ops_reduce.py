@@ -12,8 +12,8 @@ from mobile_o_export.backends.coreml.interpreter.registry import Call, Result, i
 Reduce = Callable[[Tensor, list[int], bool], Tensor]
 
 
-def _reduction(op_type: str, reduce: Reduce) -> None:
-    @implements(op_type, "x", "axes keep_dims")
+def _reduction(op_type: str, reduce: Reduce, *, exact: bool = False) -> None:
+    @implements(op_type, "x", "axes keep_dims", exact=exact)
     def _evaluate(call: Call) -> Result:
         x = call.tensor("x")
         axes = call.integers("axes") or list(range(x.dim()))
@@ -37,8 +37,8 @@ def _sum(x: Tensor, axes: list[int], keep: bool) -> Tensor:
 _reduction("reduce_mean", _mean)
 _reduction("reduce_sum", _sum)
 _reduction("reduce_prod", _prod)
-_reduction("reduce_max", lambda x, axes, keep: x.amax(axes, keepdim=keep))
-_reduction("reduce_min", lambda x, axes, keep: x.amin(axes, keepdim=keep))
+_reduction("reduce_max", lambda x, axes, keep: x.amax(axes, keepdim=keep), exact=True)
+_reduction("reduce_min", lambda x, axes, keep: x.amin(axes, keepdim=keep), exact=True)
 _reduction("reduce_l1_norm", lambda x, axes, keep: _sum(x.abs(), axes, keep))
 _reduction("reduce_l2_norm", lambda x, axes, keep: _sum(x.square(), axes, keep).sqrt())
 _reduction("reduce_log_sum", lambda x, axes, keep: _sum(x, axes, keep).log())

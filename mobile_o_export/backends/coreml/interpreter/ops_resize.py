@@ -42,6 +42,9 @@ def _linear(call: Call, x: Tensor, axis: int, target: int, mode: str) -> Tensor:
 
 def _floored(x: Tensor, axis: int, target: int) -> Tensor:
     """``x`` sampled along ``axis`` at floor(i * size / target)."""
+    if target % x.shape[axis] == 0:
+        # A strided copy: many times faster than an index for each element of the last axis.
+        return x.repeat_interleave(target // x.shape[axis], axis)
     return x.index_select(axis, torch.arange(target) * x.shape[axis] // target)
 
 
@@ -64,13 +67,13 @@ def _scaled_sizes(call: Call) -> tuple[int, int]:
     return height, math.floor(x.shape[-1] * call.number("scale_factor_width", 1))
 
 
-@implements("upsample_nearest_neighbor", "x", "scale_factor_height scale_factor_width", moves_data=True)
+@implements("upsample_nearest_neighbor", "x", "scale_factor_height scale_factor_width", exact=True)
 def _upsample_nearest_neighbor(call: Call) -> Result:
     height, width = _scaled_sizes(call)
     return _floored(_floored(call.tensor("x"), -2, height), -1, width)
 
 
-@implements("resize_nearest_neighbor", "x target_size_height target_size_width", moves_data=True)
+@implements("resize_nearest_neighbor", "x target_size_height target_size_width", exact=True)
 def _resize_nearest_neighbor(call: Call) -> Result:
     height, width = call.integer("target_size_height", 1), call.integer("target_size_width", 1)
     return _floored(_floored(call.tensor("x"), -2, height), -1, width)
@@ -115,7 +118,7 @@ def _resize(call: Call) -> Result:
     return x
 
 
-@implements("crop", "x crop_height crop_width", moves_data=True)
+@implements("crop", "x crop_height crop_width", exact=True)
 def _crop(call: Call) -> Result:
     x = call.tensor("x")
     top, bottom = call.integers("crop_height")
@@ -123,7 +126,7 @@ def _crop(call: Call) -> Result:
     return x[..., top : x.shape[-2] - bottom, left : x.shape[-1] - right]
 
 
-@implements("pad", "x pad", "mode constant_val", moves_data=True)
+@implements("pad", "x pad", "mode constant_val", exact=True)
 def _pad(call: Call) -> Result:
     """``pad`` holds (before, after) of the last axes of x, as many as it has pairs."""
     x, mode, pads = call.tensor("x"), call.text("mode", "constant"), call.integers("pad")

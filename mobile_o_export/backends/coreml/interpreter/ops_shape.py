@@ -8,7 +8,7 @@ from torch.nn import functional
 from mobile_o_export.backends.coreml.interpreter.registry import Call, Result, implements
 
 
-@implements("reshape", "x shape", moves_data=True)
+@implements("reshape", "x shape", exact=True)
 def _reshape(call: Call) -> Result:
     """0 keeps the size of x, counted from the right (iOS 17; the same as iOS 15 at equal ranks)."""
     x, shape = call.tensor("x"), call.integers("shape")
@@ -18,7 +18,7 @@ def _reshape(call: Call) -> Result:
     return x.reshape(shape)
 
 
-@implements("reshape_like", "x ref_tensors begins ends end_masks", moves_data=True)
+@implements("reshape_like", "x ref_tensors begins ends end_masks", exact=True)
 def _reshape_like(call: Call) -> Result:
     shape: list[int] = []
     parts = zip(
@@ -34,18 +34,18 @@ def _reshape_like(call: Call) -> Result:
     return call.tensor("x").reshape(shape)
 
 
-@implements("transpose", "x perm", moves_data=True)
+@implements("transpose", "x perm", exact=True)
 def _transpose(call: Call) -> Result:
     return call.tensor("x").permute(call.integers("perm"))
 
 
-@implements("squeeze", "x", "axes", moves_data=True)
+@implements("squeeze", "x", "axes", exact=True)
 def _squeeze(call: Call) -> Result:
     x = call.tensor("x")
     return x.squeeze(tuple(call.integers("axes"))) if call.has("axes") else x.squeeze()
 
 
-@implements("expand_dims", "x axes", moves_data=True)
+@implements("expand_dims", "x axes", exact=True)
 def _expand_dims(call: Call) -> Result:
     """``axes`` count in the result."""
     x, axes = call.tensor("x"), call.integers("axes")
@@ -55,7 +55,7 @@ def _expand_dims(call: Call) -> Result:
     return x
 
 
-@implements("flatten2d", "x", "axis", moves_data=True)
+@implements("flatten2d", "x", "axis", exact=True)
 def _flatten2d(call: Call) -> Result:
     x, axis = call.tensor("x"), call.integer("axis", 1)
     rows = 1
@@ -64,7 +64,7 @@ def _flatten2d(call: Call) -> Result:
     return x.reshape(rows, -1)
 
 
-@implements("concat", "values axis", "interleave", moves_data=True)
+@implements("concat", "values axis", "interleave", exact=True)
 def _concat(call: Call) -> Result:
     values, axis = call.tensors("values"), call.integer("axis", 0)
     if values[0].dim() == 0:
@@ -75,12 +75,12 @@ def _concat(call: Call) -> Result:
     return torch.stack(values, axis + 1).flatten(axis, axis + 1)
 
 
-@implements("stack", "values axis", moves_data=True)
+@implements("stack", "values axis", exact=True)
 def _stack(call: Call) -> Result:
     return torch.stack(call.tensors("values"), call.integer("axis", 0))
 
 
-@implements("split", "x axis", "num_splits split_sizes", moves_data=True)
+@implements("split", "x axis", "num_splits split_sizes", exact=True)
 def _split(call: Call) -> Result:
     x, axis = call.tensor("x"), call.integer("axis", 0)
     sizes = call.integers("split_sizes")
@@ -90,18 +90,18 @@ def _split(call: Call) -> Result:
     return torch.split_with_sizes(x, sizes, axis)
 
 
-@implements("tile", "x reps", moves_data=True)
+@implements("tile", "x reps", exact=True)
 def _tile(call: Call) -> Result:
     return call.tensor("x").repeat(call.integers("reps"))
 
 
-@implements("reverse", "x", "axes", moves_data=True)
+@implements("reverse", "x", "axes", exact=True)
 def _reverse(call: Call) -> Result:
     x = call.tensor("x")
     return x.flip(call.integers("axes") if call.has("axes") else list(range(x.dim())))
 
 
-@implements("sliding_windows", "x axis size", "stride", moves_data=True)
+@implements("sliding_windows", "x axis size", "stride", exact=True)
 def _sliding_windows(call: Call) -> Result:
     """[..., n, ...] to [..., windows, size, ...]."""
     x = call.tensor("x")
@@ -110,17 +110,17 @@ def _sliding_windows(call: Call) -> Result:
     return windows.movedim(-1, axis + 1)
 
 
-@implements("pixel_shuffle", "x upscale_factor", moves_data=True)
+@implements("pixel_shuffle", "x upscale_factor", exact=True)
 def _pixel_shuffle(call: Call) -> Result:
     return functional.pixel_shuffle(call.tensor("x"), call.integer("upscale_factor", 1))
 
 
-@implements("pixel_unshuffle", "x downscale_factor", moves_data=True)
+@implements("pixel_unshuffle", "x downscale_factor", exact=True)
 def _pixel_unshuffle(call: Call) -> Result:
     return functional.pixel_unshuffle(call.tensor("x"), call.integer("downscale_factor", 1))
 
 
-@implements("depth_to_space", "x block_size", moves_data=True)
+@implements("depth_to_space", "x block_size", exact=True)
 def _depth_to_space(call: Call) -> Result:
     """TensorFlow's order: the block's position is the slow part of the channel, unlike pixel_shuffle."""
     x, block = call.tensor("x"), call.integer("block_size", 1)
@@ -130,7 +130,7 @@ def _depth_to_space(call: Call) -> Result:
     return x.reshape(batch, depth, height * block, width * block)
 
 
-@implements("space_to_depth", "x block_size", moves_data=True)
+@implements("space_to_depth", "x block_size", exact=True)
 def _space_to_depth(call: Call) -> Result:
     """The inverse of ``depth_to_space``."""
     x, block = call.tensor("x"), call.integer("block_size", 1)
@@ -144,7 +144,7 @@ def _shape(call: Call) -> Result:
     return torch.tensor(list(call.tensor("x").shape), dtype=torch.int32)
 
 
-@implements("reverse_sequence", "x lengths", "seq_axis batch_axis", moves_data=True)
+@implements("reverse_sequence", "x lengths", "seq_axis batch_axis", exact=True)
 def _reverse_sequence(call: Call) -> Result:
     """The first ``lengths[i]`` elements along ``seq_axis`` turned round, for each i of ``batch_axis``."""
     x, lengths = call.tensor("x"), call.tensor("lengths").long()
@@ -157,7 +157,7 @@ def _reverse_sequence(call: Call) -> Result:
     return x.gather(along, oriented.reshape(shape).expand(x.shape))
 
 
-@implements("space_to_batch", "x block_shape paddings", moves_data=True)
+@implements("space_to_batch", "x block_shape paddings", exact=True)
 def _space_to_batch(call: Call) -> Result:
     """[N, C, H, W] → [N * b0 * b1, C, H', W']: every b-th pixel of the padded picture, offsets first."""
     x, (tall, wide) = call.tensor("x"), call.integers("block_shape")
@@ -168,7 +168,7 @@ def _space_to_batch(call: Call) -> Result:
     return split.permute(3, 5, 0, 1, 2, 4).reshape(-1, channels, height // tall, width // wide)
 
 
-@implements("batch_to_space", "x block_shape crops", moves_data=True)
+@implements("batch_to_space", "x block_shape crops", exact=True)
 def _batch_to_space(call: Call) -> Result:
     """The way back, cropped."""
     x, (tall, wide) = call.tensor("x"), call.integers("block_shape")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+
+from torch import Tensor
 
 from mobile_o_export.backends.coreml.interpreter.errors import DamagedPackageError, UnsupportedOpError
 from mobile_o_export.backends.coreml.interpreter.ops import CONTROL_OPS
@@ -14,23 +16,38 @@ from mobile_o_export.backends.coreml.interpreter.program import (
     Operation,
     Reference,
 )
-from mobile_o_export.backends.coreml.interpreter.registry import OPS, Implementation
-from mobile_o_export.backends.coreml.interpreter.tensor_type import ELEMENT_TYPES
-from mobile_o_export.backends.coreml.interpreter.weights import Constant
+from mobile_o_export.backends.coreml.interpreter.registry import OPS, Implementation, Labels, Value
+from mobile_o_export.backends.coreml.interpreter.tensor_type import ELEMENT_TYPES, STRING
+from mobile_o_export.backends.coreml.interpreter.weights import Constant, ImmediateSource, WeightStore
+
+
+@dataclass(frozen=True, eq=False)
+class Arguments:
+    """An operation's arguments by parameter, prepared once for all calls.
+
+    ``values`` are those that stand in the program itself, ``settings`` the numbers among them, flattened;
+    ``sources`` says where each of the others comes from.
+    """
+
+    values: Mapping[str, tuple[Value, ...]]
+    settings: Mapping[str, Sequence[float]]
+    sources: Mapping[str, tuple[Source, ...]]
 
 
 @dataclass(frozen=True, eq=False)
 class Derived:
     """One output of a ``constexpr_*`` operation, worked out when it is asked for.
 
-    ``key`` names the operation and its constants, so that equal weights of two functions are one.
+    ``key`` names the operation and its constants, so that equal weights of two functions are one; ``exact``
+    says that they are equal with and without rounding.
     """
 
     operation: Operation
     implementation: Implementation
-    inputs: Mapping[str, tuple[Source, ...]]
+    arguments: Arguments
     output: int
-    key: Hashable
+    key: int
+    exact: bool
 
 
 @dataclass(frozen=True)
@@ -50,6 +67,7 @@ class Step:
     operation: Operation
     implementation: Implementation | None
     inputs: Mapping[str, tuple[Source, ...]]
+    arguments: Arguments
     blocks: tuple[Plan, ...]
     frees: tuple[str, ...]
 
@@ -73,7 +91,7 @@ def plan_function(function: MilFunction, component: str) -> Plan:
     """
     where = f"function {function.name!r} of component {component!r} ({function.package.name})"
     names = tuple(port.name for port in (*function.inputs, *function.states))
-    return _plan(function.block, names, {}, where)
+    return _plan(function.block, names, {}, function.weights, where)
 
 
 def derived_sources(plan: Plan, seen: set[Hashable]) -> Iterator[Derived]:
@@ -96,7 +114,9 @@ def _sources(plan: Plan) -> Iterator[Source]:
             yield from _sources(nested)
 
 
-def _plan(block: Block, inputs: tuple[str, ...], outer: Mapping[str, Source], where: str) -> Plan:
+def _plan(
+    block: Block, inputs: tuple[str, ...], outer: Mapping[str, Source], store: WeightStore, where: str
+) -> Plan:
     scope: dict[str, Source] = {**outer, **{name: Variable(name) for name in inputs}}
     pending: list[Step] = []
     for operation in block.operations:
@@ -110,13 +130,13 @@ def _plan(block: Block, inputs: tuple[str, ...], outer: Mapping[str, Source], wh
             for name, bindings in operation.inputs.items()
         }
         if implementation is not None and operation.type.startswith("constexpr_"):
-            _derive(operation, implementation, sources, scope, what)
+            _derive(operation, implementation, sources, scope, store, what)
             continue
         nested = tuple(
-            _plan(inner, tuple(value.name for value in inner.inputs), scope, where)
+            _plan(inner, tuple(value.name for value in inner.inputs), scope, store, where)
             for inner in operation.blocks
         )
-        pending.append(Step(operation, implementation, sources, nested, ()))
+        pending.append(Step(operation, implementation, sources, _arguments(sources, store), nested, ()))
         scope.update({output.name: Variable(output.name) for output in operation.outputs})
     outputs = tuple(_source(Reference(name), scope, f"the results of {where}") for name in block.outputs)
     frees = _last_uses(pending, inputs, outputs)
@@ -202,15 +222,45 @@ def _derive(
     implementation: Implementation,
     sources: Mapping[str, tuple[Source, ...]],
     scope: dict[str, Source],
+    store: WeightStore,
     what: str,
 ) -> None:
+    exact = implementation.exact
     keys: list[Hashable] = []
     for name in sorted(sources):
         for source in sources[name]:
             if isinstance(source, Variable):
                 raise DamagedPackageError(f"{what} depends on {source.name!r}, which is no constant")
+            exact &= isinstance(source, Constant) or source.exact
             keys.append((name, source.key, source.output if isinstance(source, Derived) else 0))
-    types = tuple(output.type for output in operation.outputs)
-    key = (operation.type, types, tuple(keys))
+    key = store.key((operation.type, operation.types, tuple(keys)))
+    arguments = _arguments(sources, store)
     for place, output in enumerate(operation.outputs):
-        scope[output.name] = Derived(operation, implementation, sources, place, key)
+        scope[output.name] = Derived(operation, implementation, arguments, place, key, exact)
+
+
+def _arguments(inputs: Mapping[str, tuple[Source, ...]], store: WeightStore) -> Arguments:
+    values: dict[str, tuple[Value, ...]] = {}
+    settings: dict[str, Sequence[float]] = {}
+    sources: dict[str, tuple[Source, ...]] = {}
+    for name, asked in inputs.items():
+        known = tuple(value for source in asked if (value := _immediate(source, store)) is not None)
+        if len(known) < len(asked):
+            sources[name] = asked
+            continue
+        values[name] = known
+        if len(known) == 1 and isinstance(known[0], Tensor):
+            settings[name] = known[0].flatten().tolist()
+    return Arguments(values, settings, sources)
+
+
+def _immediate(source: Source, store: WeightStore) -> Value | None:
+    """The value of a constant that stands in the program itself, if it is one that operations read."""
+    if not isinstance(source, Constant) or not isinstance(source.source, ImmediateSource):
+        return None
+    value = source.source.value
+    if isinstance(value, str):
+        return value
+    if isinstance(value, tuple):
+        return Labels(value)
+    return None if source.type.dtype == STRING else store.tensor(source, keep=True)

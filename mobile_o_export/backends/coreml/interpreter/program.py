@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,16 @@ class Operation:
     inputs: Mapping[str, tuple[Binding, ...]]
     outputs: tuple[NamedType, ...]
     blocks: tuple[Block, ...]
+
+    @cached_property
+    def results(self) -> tuple[str, ...]:
+        """The names of its outputs."""
+        return tuple(output.name for output in self.outputs)
+
+    @cached_property
+    def types(self) -> tuple[TensorType, ...]:
+        """The types of its outputs."""
+        return tuple(output.type for output in self.outputs)
 
 
 @dataclass(frozen=True, eq=False)

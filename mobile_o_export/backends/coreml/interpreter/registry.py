@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from torch import Tensor
@@ -46,6 +46,8 @@ class Call:
     op_name: str
     arguments: Mapping[str, tuple[Value, ...]]
     outputs: tuple[TensorType, ...]
+    settings: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """The arguments that stand in the program as numbers, flattened: read once, not at every call."""
 
     def has(self, name: str) -> bool:
         """Whether the program gives this parameter."""
@@ -93,19 +95,27 @@ class Call:
 
     def number(self, name: str, default: float) -> float:
         """The scalar given for ``name`` as a float, or ``default``."""
-        return float(self.tensor(name).item()) if self.has(name) else default
+        return float(self._scalar(name)) if self.has(name) else default
 
     def integer(self, name: str, default: int) -> int:
         """The scalar given for ``name`` as an int, or ``default``."""
-        return int(self.tensor(name).item()) if self.has(name) else default
+        return int(self._scalar(name)) if self.has(name) else default
 
     def flag(self, name: str, default: bool) -> bool:
         """The scalar given for ``name`` as a bool, or ``default``."""
-        return bool(self.tensor(name).item()) if self.has(name) else default
+        return bool(self._scalar(name)) if self.has(name) else default
 
     def integers(self, name: str) -> list[int]:
         """The values given for ``name`` flattened to a list of ints; empty where none are given."""
-        return [int(value) for value in self.tensor(name).flatten().tolist()] if self.has(name) else []
+        return [int(value) for value in self._numbers(name)] if self.has(name) else []
+
+    def _scalar(self, name: str) -> float:
+        (value,) = self._numbers(name)
+        return value
+
+    def _numbers(self, name: str) -> Sequence[float]:
+        known = self.settings.get(name)
+        return self.tensor(name).flatten().tolist() if known is None else known
 
     def unsupported(self, what: str) -> UnsupportedOpError:
         """The error to raise for an option that no implementation covers."""
@@ -119,14 +129,14 @@ Evaluate = Callable[[Call], Result]
 class Implementation:
     """A function for one op, and the parameters it knows.
 
-    ``moves_data`` marks ops whose results are elements of their inputs: nothing to round, and a view
-    may stay a view. ``other_results`` marks ops that give something else than tensors.
+    ``exact`` marks ops whose results are elements of their inputs, or 0, or such without their sign: nothing
+    to round, and a view may stay a view. ``other_results`` marks ops that give something else than tensors.
     """
 
     evaluate: Evaluate
     required: frozenset[str]
     optional: frozenset[str]
-    moves_data: bool
+    exact: bool
     other_results: bool
 
 
@@ -138,7 +148,7 @@ def implements(
     required: str,
     optional: str = "",
     *,
-    moves_data: bool = False,
+    exact: bool = False,
     other_results: bool = False,
 ) -> Callable[[Evaluate], Evaluate]:
     """Register the decorated function for ``op_type``; parameter names are separated by blanks."""
@@ -147,7 +157,7 @@ def implements(
         if op_type in OPS:
             raise ValueError(f"{op_type} is implemented twice")
         OPS[op_type] = Implementation(
-            evaluate, frozenset(required.split()), frozenset(optional.split()), moves_data, other_results
+            evaluate, frozenset(required.split()), frozenset(optional.split()), exact, other_results
         )
         return evaluate
 

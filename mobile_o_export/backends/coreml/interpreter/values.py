@@ -35,6 +35,12 @@ _HELD: dict[str, torch.dtype] = {
     "uint1": torch.uint8,
 }
 
+_PART = 1 << 18
+"""Elements that are rounded at once: in fp16 they stay in a core's cache until they are read back."""
+
+LARGE = 1 << 15
+"""Elements from which on it pays to find out whether a result can be rounded in place, and to do so."""
+
 
 def held_dtype(dtype: str) -> torch.dtype:
     """The torch type that holds a MIL element type."""
@@ -70,14 +76,28 @@ def to_python(labels: Labels) -> str | int | dict[str | int, float]:
     return dict(zip(labels.names, labels.probabilities, strict=True))
 
 
-def settle(value: Tensor, dtype: str, rounding: Rounding) -> Tensor:
-    """``value`` in the held form of its declared type, rounded to fp16 where the program says fp16."""
+def settle(value: Tensor, dtype: str, rounding: Rounding, *, own: bool = False) -> Tensor:
+    """``value`` in the held form of its declared type, rounded to fp16 where the program says fp16.
+
+    ``own`` says that its memory is nobody else's: then it may be written to.
+    """
     held = _HELD[dtype]
     if value.dtype is not held:
-        value = value.to(held)  # Float to integer truncates, as MIL's ``cast`` does.
-    if dtype == "float16" and rounding is Rounding.TYPED:
-        return value.to(torch.float16).to(torch.float32)
-    return value
+        value, own = value.to(held), True  # Float to integer truncates, as MIL's ``cast`` does.
+    if dtype != "float16" or rounding is not Rounding.TYPED:
+        return value
+    if own and value.numel() >= LARGE and value.untyped_storage().nbytes() == 4 * value.numel():
+        _round_in_place(value)
+        return value
+    return value.to(torch.float16).to(torch.float32)
+
+
+def _round_in_place(value: Tensor) -> None:
+    """Rounds fp32 to fp16 a part at a time, whatever the order of its axes: no new memory is touched."""
+    numbers = torch.empty(0).set_(value.untyped_storage())
+    half = torch.empty(_PART, dtype=torch.float16)
+    for part in torch.split(numbers, _PART):
+        part.copy_(half[: part.numel()].copy_(part))
 
 
 def _name(dtype: np.dtype[Any]) -> str:

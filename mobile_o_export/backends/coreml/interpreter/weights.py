@@ -50,7 +50,7 @@ class Constant:
 
     type: TensorType
     source: BlobSource | ImmediateSource
-    key: Hashable
+    key: int
 
 
 class WeightStore:
@@ -64,7 +64,12 @@ class WeightStore:
         self._model_folder = model_folder
         self._package = package
         self._files: dict[str, WeightFile] = {}
+        self._keys: dict[Hashable, int] = {}
         self._tensors: dict[Hashable, tuple[torch.Tensor, ...]] = {}
+
+    def key(self, content: Hashable) -> int:
+        """A number for ``content``, the same for equal ones: nested types are hashed once, not each time."""
+        return self._keys.setdefault(content, len(self._keys))
 
     @property
     def kept_count(self) -> int:
@@ -87,7 +92,7 @@ class WeightStore:
         if kind == "blobFileValue":
             source = BlobSource(proto.blobFileValue.fileName, int(proto.blobFileValue.offset))
             self._file(source.file).check(source.offset, declared)
-            return Constant(declared, source, ("blob", source.file, source.offset, declared))
+            return Constant(declared, source, self.key(("blob", source.file, source.offset, declared)))
         if kind != "immediateValue":
             raise DamagedPackageError(f"{self._package}: constant {what} has no value")
         try:
@@ -97,7 +102,7 @@ class WeightStore:
                 f"{self._package}: constant {what} does not hold the {declared} it declares: {error}"
             ) from error
         content = value.tobytes() if isinstance(value, np.ndarray) else value
-        return Constant(declared, ImmediateSource(value), ("immediate", declared, content))
+        return Constant(declared, ImmediateSource(value), self.key(("immediate", declared, content)))
 
     def tensor(self, constant: Constant, *, keep: bool) -> torch.Tensor:
         """The constant as the interpreter holds it (floats as fp32), kept for later if ``keep``."""
