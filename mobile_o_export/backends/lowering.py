@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from mobile_o_export.backends.base import Artifact, GraphFile, LowerRequest
 from mobile_o_export.components import building
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from mobile_o_export.progress import Say
 
 
+ItemT = TypeVar("ItemT")
+
+
 @dataclass(frozen=True)
 class Graphs:
     """What is to be lowered.
@@ -50,12 +53,14 @@ class Graphs:
         load: the module that they share, rewritten, its weights as they are stored.
         around: the module of one graph around that one.
         dtype: what they are traced in.
+        release: gives back the memory of weights that were read.
     """
 
     specs: tuple[GraphSpec, ...]
     load: Callable[[], nn.Module]
     around: Callable[[nn.Module, GraphSpec], nn.Module]
     dtype: torch.dtype
+    release: Callable[[], None]
 
     @classmethod
     def of(cls, component: Component, checkpoint: Checkpoint, options: GraphOptions) -> Graphs:
@@ -65,6 +70,7 @@ class Graphs:
             lambda: component.rewrite(component.load(checkpoint, stored=True), options),
             lambda module, spec: component.graph(module, spec, options),
             building.TORCH_DTYPES[options.compute_dtype],
+            checkpoint.release,
         )
 
 
@@ -128,8 +134,17 @@ def lower(request: LowerRequest, graphs: Graphs, writer: Writer, what: str, prog
     writer.alter(module, compressed)
     weights = Placeholders(module, compressed, graphs.dtype)
     module.to(graphs.dtype)
+    graphs.release()
     files = writer.write(((spec, graphs.around(module, spec)) for spec in graphs.specs), weights, progress)
     del module
     progress("reading the weights back")
     with captured(f"{what} (reading back)"):
-        return Artifact(files, check_weights(compressed, writer.stored(), name))
+        rows = check_weights(compressed, _followed(writer.stored(), graphs.release), name)
+    return Artifact(files, rows)
+
+
+def _followed(items: Iterator[ItemT], by: Callable[[], None]) -> Iterator[ItemT]:
+    """``items``, each followed by a call."""
+    for item in items:
+        yield item
+        by()

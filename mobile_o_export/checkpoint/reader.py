@@ -215,6 +215,14 @@ class Checkpoint:
         candidates = (self.path / name for name in (*_TOKENIZER_FILES, *_OTHER_FILES))
         return tuple(path for path in candidates if path.is_file())
 
+    def release(self) -> None:
+        """Gives back the memory that tensors take which are views of the files; they stay what they are.
+
+        Any that was changed in place, which none should be, is again as it is stored.
+        """
+        for file in {id(file): file for file in self._files.values()}.values():
+            file.release()
+
     def require_unchanged(self) -> None:
         """Raises CheckpointError if a file of the checkpoint, or of its adapter, changed since it was opened.
 

@@ -86,6 +86,11 @@ class SafetensorsFile:
                 "and that its disk can be read."
             ) from error
 
+    def release(self) -> None:
+        """Has the system forget the pages that were read, where it can; they are read again when needed."""
+        if "_buffer" in self.__dict__ and hasattr(mmap, "MADV_DONTNEED"):
+            self._buffer.madvise(mmap.MADV_DONTNEED)
+
     def under(self, names: Mapping[str, str]) -> SafetensorsFile:
         """This file's tensors by other names: new name → stored one; those not among them are left out."""
         view = copy.copy(self)

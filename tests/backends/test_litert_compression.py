@@ -17,7 +17,8 @@ import recipes
 import torch
 
 from mobile_o_export.backends.base import Artifact, LowerRequest
-from mobile_o_export.backends.litert import flatbuffer
+from mobile_o_export.backends.litert import flatbuffer, restore
+from mobile_o_export.backends.litert.contents import model_constants
 from mobile_o_export.backends.litert.convert import Converted
 from mobile_o_export.backends.litert.encode import Encoder, Found
 from mobile_o_export.backends.registry import backend
@@ -310,7 +311,7 @@ def test_harm_to_the_file_fails_the_weight_check(lower: Lower, tmp_path: Path, n
 def test_blocks_that_nothing_restores_are_refused(lower: Lower, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Found, "is_taken_by", lambda *_: False)
     with pytest.raises(LoweringError, match=r"is an operand of FULLY_CONNECTED, and nothing .* by a rule"):
-        lower("mcp", recipe("w4_b32_dyn"), again=1)
+        lower("mcp", recipe("w4_b32_dyn"), again=3)
 
 
 def test_weights_beyond_fp16_are_refused(lower: Lower, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,6 +326,19 @@ def test_weights_beyond_fp16_are_refused(lower: Lower, monkeypatch: pytest.Monke
     monkeypatch.setattr(StatelessComponent, "load", large)
     with pytest.raises(ExportError, match="beyond fp16's range: it cannot be stored as fp16"):
         lower("mcp", recipe("w16"), again=2)
+
+
+@pytest.mark.parametrize("name", ["w8", "w4", "w4_b32_dyn"])
+def test_constants_are_restored_the_same_in_pieces(
+    lower: Lower, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    model = flatbuffer.read_model(lower("mcp", recipe(name)).file)
+    whole = dict(model_constants(model))
+    monkeypatch.setattr(restore, "PIECE", 1000)
+    pieces = dict(model_constants(model))
+    assert whole.keys() == pieces.keys()
+    for place, values in whole.items():
+        np.testing.assert_array_equal(pieces[place], values, strict=True)
 
 
 def test_precisions_without_a_kernel_are_not_supported() -> None:
