@@ -120,6 +120,7 @@ def lower(request: LowerRequest, graphs: Graphs, writer: Writer, what: str, prog
         GateError: a weight read back is not what was compressed.
     """
     name = request.component.name
+    progress("loading the weights")
     module = graphs.load()
     compressed = compress_module(
         module,

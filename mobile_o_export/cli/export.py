@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mobile_o_export.atomic import staged_file
 from mobile_o_export.cli import screen
 from mobile_o_export.cli.caching import CacheFolder, export_store, limit_bytes
 from mobile_o_export.cli.console import ProgressPrinter, megabytes, table
@@ -15,6 +17,9 @@ from mobile_o_export.cli.inspect import CheckpointPath, Lora
 from mobile_o_export.cli.paths import expanded, expanded_all
 from mobile_o_export.cli.plan import Components, Precisions, RecipeFile, RecordedGolden, Targets
 from mobile_o_export.cli.rows import summary
+
+if TYPE_CHECKING:
+    from mobile_o_export.profile import Profile
 
 FROM_CACHE = "from cache"
 
@@ -48,6 +53,16 @@ def export(
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Make everything anew, and keep nothing for other exports.")
     ] = False,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            "--profile",
+            help="Print what the time went to, and write it to this file as a trace for Perfetto or "
+            "chrome://tracing.",
+            metavar="FILE",
+            callback=expanded,
+        ),
+    ] = None,
 ) -> None:
     """Lower, run, compare and pack.
 
@@ -60,8 +75,10 @@ def export(
         progress("checkpoint", "", "reading its headers")
         from mobile_o_export.checkpoint import Checkpoint
         from mobile_o_export.export import ParityError, export_bundle
+        from mobile_o_export.profile import Profile
         from mobile_o_export.targets import load_targets
 
+        profiled = None if profile is None else Profile(progress)
         say = partial(progress.done, "cache", "")
         limit = limit_bytes()
         store = export_store(cache, no_cache, out, say)
@@ -76,15 +93,19 @@ def export(
                 golden,
                 out,
                 bundle_version,
-                progress,
+                profiled or progress,
                 calibration=[Path(place) for place in calibration or ()],
                 store=store,
             )
         except ParityError as error:
             failure = error
+        if profile is not None and profiled is not None:
+            write_profile(profiled, profile)
         if store is not None and store.stored:
             for kept in store.prune(limit):
                 say(f"removed {kept.kind} {kept.folder.name[:8]}, not used for the longest time")
+    if profiled is not None:
+        screen.result(profile_table(profiled))
     if failure is not None:
         screen.result(summary(failure.result.rows))
         raise failure
@@ -112,3 +133,30 @@ def export(
     screen.result()
     screen.result(summary(result.rows))
     screen.result(f"\npassed: {len(result.rows)} outputs compared\nbundle: {result.bundle}")
+
+
+def write_profile(profile: Profile, place: Path) -> None:
+    """Writes the trace to the file ``place``."""
+    profile.end()
+    with staged_file(place) as partial:
+        partial.write_text(json.dumps(profile.trace()) + "\n", encoding="utf-8")
+
+
+def profile_table(profile: Profile) -> str:
+    """The stages that took a hundredth of the time or more, and what all others took together."""
+    stages = profile.stages()
+    total = sum(stage.seconds for stage in stages)
+    long = [stage for stage in stages if stage.seconds >= total / 100]
+    rows = [
+        [stage.target, stage.component, stage.name, str(stage.steps), *_share(stage.seconds, total)]
+        for stage in long
+    ]
+    rest = total - sum(stage.seconds for stage in long)
+    rows.append(
+        ["", "", "all others", str(sum(stage.steps for stage in stages[len(long) :])), *_share(rest, total)]
+    )
+    return table(["target", "component", "stage", "steps", "time", "of all"], rows, right=(3, 4, 5)) + "\n"
+
+
+def _share(seconds: float, total: float) -> tuple[str, str]:
+    return f"{seconds:.1f} s", f"{seconds / total:.0%}" if total else ""
