@@ -148,4 +148,5 @@ def _followed(items: Iterator[ItemT], by: Callable[[], None]) -> Iterator[ItemT]
     """``items``, each followed by a call."""
     for item in items:
         yield item
+        del item  # not kept while the next is made
         by()

@@ -14,7 +14,7 @@ from mobile_o_export.cli import screen
 from mobile_o_export.cli.caching import CacheFolder, export_store, limit_bytes
 from mobile_o_export.cli.console import ProgressPrinter, megabytes, table
 from mobile_o_export.cli.inspect import CheckpointPath, Lora
-from mobile_o_export.cli.paths import expanded, expanded_all
+from mobile_o_export.cli.paths import expanded, expanded_all, require_output_file
 from mobile_o_export.cli.plan import Components, Precisions, RecipeFile, RecordedGolden, Targets
 from mobile_o_export.cli.rows import summary
 
@@ -71,6 +71,8 @@ def export(
     What is made on the way is kept in a cache: an export that was stopped goes on where it was when it is
     started again, and another one makes only what differs. The bundle is the same without.
     """
+    if profile is not None:
+        require_output_file("--profile", profile, None)
     with ProgressPrinter() as progress:
         progress("checkpoint", "", "reading its headers")
         from mobile_o_export.checkpoint import Checkpoint

@@ -96,6 +96,7 @@ def check_weights(
                 "Do not ship it."
             )
         rows[name] = row
+        del restored, found  # before the next is made
     if missing := sorted(compressed.keys() - rows.keys()):
         raise GateError(f"{component}: the file does not hold the compressed weight {missing[0]}.")
     return tuple(rows[name] for name in sorted(rows))

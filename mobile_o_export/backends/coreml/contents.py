@@ -62,6 +62,7 @@ def restored(program: MilProgram, component: str) -> Iterator[tuple[str, str, Ar
         interpreter = Interpreter(function, rounding=Rounding.TYPED, component=component, keep_weights=False)
         for operation, values in interpreter.restored(seen):
             yield f"{name}/{operation}", operation, values
+            del values  # not kept while the next is restored
 
 
 def _stored(program: MilProgram) -> Iterator[tuple[str, Array]]:

@@ -119,6 +119,7 @@ class Encoder:
         for place, operation, values in restored(load_mlpackage(package), component):
             if placed := self._placed.get(operation):
                 yield placed.weight.name, place, placed.returned(values)
+            del values  # not kept while the next is restored
 
 
 def _constants(block: Any) -> Iterator[Any]:

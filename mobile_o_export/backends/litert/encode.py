@@ -165,8 +165,13 @@ class Encoder:
             same += [np.asarray(quantization.scale).tobytes()] if scales is None else _identity(scales)
             if tuple(same) not in seen:
                 seen.add(tuple(same))
-                values = restored(tensor, scales, model.buffers).transpose(found.axes)
-                yield name, place_of(model, index, number), found.placed.returned(values)
+                place = place_of(model, index, number)
+                # In no variable, which would keep it while the next is restored.
+                yield (
+                    name,
+                    place,
+                    found.placed.returned(restored(tensor, scales, model.buffers).transpose(found.axes)),
+                )
 
 
 class Pass:
