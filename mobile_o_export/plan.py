@@ -29,8 +29,11 @@ if TYPE_CHECKING:
 REFUSED_HINT = "Give another precision, change the target's file or choose other components."
 """What to do about refusals."""
 
-BASE_MEMORY_BYTES = 900_000_000
-"""torch, transformers and a converter, loaded."""
+LOADED_BYTES = 480_000_000
+"""torch, transformers and this package, as a process takes them."""
+
+COMPRESSING_BYTES = 220_000_000
+"""What compressing a few million weights at a time takes."""
 
 
 @dataclass(frozen=True)
@@ -117,9 +120,27 @@ def _item(checkpoint: Checkpoint, target: Target, name: str, names: Sequence[str
         request=None if refusal else request,
         graphs=tuple(spec.name for spec in component(name).graphs(checkpoint, options)),
         size_bytes=_size_bytes(elements, recipe, stored.values()),
-        memory_bytes=BASE_MEMORY_BYTES + int(elements * 4 * vendor.memory_per_weight_byte),
+        memory_bytes=_memory_bytes(checkpoint, request, vendor, stored, elements),
         refusal=refusal,
     )
+
+
+def _memory_bytes(
+    checkpoint: Checkpoint, request: LowerRequest, vendor: Backend, stored: Mapping[str, Form], elements: int
+) -> int:
+    """The estimated peak of a process that lowers one component; see ``backends.lowering``.
+
+    While weights are compressed, those of the checkpoint are mapped into memory; from then on there are what
+    they were compressed to, a byte a number, the converter, and in the end the file that is read back, with
+    its largest weight restored.
+    """
+    part = request.component
+    mapped = sum(tensor.size_bytes for tensor in checkpoint.component_tensors(part.name))
+    compressed = [prod(form.shape) for form in stored.values()]
+    kept = LOADED_BYTES + sum(compressed) + (4 * elements if part.widens else 0)
+    file = sum(form.size_bytes for form in stored.values()) if vendor.maps_files else 0
+    reading = file + vendor.bytes_of_restored * max(compressed, default=0)
+    return kept + max(mapped + COMPRESSING_BYTES, vendor.converter_bytes + reading)
 
 
 def refusal_of(request: LowerRequest, vendor: Backend, checkpoint: Checkpoint) -> str:

@@ -131,8 +131,14 @@ class Backend(Protocol):
     precisions: str
     """What it supports, for a message."""
 
-    memory_per_weight_byte: float
-    """Peak memory while lowering over a component's fp32 size, as benchmarks/real_size.py measures it."""
+    converter_bytes: int
+    """What the converter takes in memory, its packages included, for a component of real size."""
+
+    maps_files: bool
+    """Whether what is read back of a file stays mapped into memory."""
+
+    bytes_of_restored: int
+    """What each number of a weight takes while it is restored and compared."""
 
     def probe(self) -> Probe:
         """What works on this host, going by what is installed."""

@@ -130,6 +130,11 @@ class Component(Protocol):
 
     name: str
 
+    @property
+    def widens(self) -> bool:
+        """Whether rewriting computes with weights, and makes them fp32."""
+        ...
+
     def functions(self, checkpoint: Checkpoint) -> tuple[FunctionSpec, ...]:
         """The contracts, from sizes alone; no weights are read."""
         ...

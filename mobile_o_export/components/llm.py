@@ -43,7 +43,7 @@ CACHE_LAYOUT = "L H T E"
 class LLM:
     """Qwen2 as three functions over one set of weights."""
 
-    name = "llm"
+    name, widens = "llm", False
 
     def functions(self, checkpoint: Checkpoint) -> tuple[FunctionSpec, ...]:
         """``embed``, ``prefill``, ``decode``."""

@@ -70,7 +70,7 @@ class StatelessComponent:
         loader: the module, its tensors cast to a dtype or, without one, as they are stored; where the
             function has a sequence axis it takes a mask [B, S] as one more, optional argument.
         mask_name: what that mask is called in a graph.
-        fuse: exact rewrites that every lowered form of the module gets, in place.
+        fuse: exact rewrites that every lowered form of the module gets, in place, in fp32.
         elementary: … that ``GraphOptions.elementary`` asks for; parameters keep their names.
     """
 
@@ -78,8 +78,13 @@ class StatelessComponent:
     contract: Callable[[Checkpoint], FunctionSpec]
     loader: Callable[[Checkpoint, torch.dtype | None], nn.Module]
     mask_name: str | None = None
-    fuse: Callable[[nn.Module], None] = lambda _module: None
+    fuse: Callable[[nn.Module], None] | None = None
     elementary: Callable[[nn.Module], nn.Module] = lambda module: module
+
+    @property
+    def widens(self) -> bool:
+        """Whether weights are fused with one another."""
+        return self.fuse is not None
 
     def functions(self, checkpoint: Checkpoint) -> tuple[FunctionSpec, ...]:
         """The one function."""
@@ -98,7 +103,8 @@ class StatelessComponent:
 
     def rewrite(self, module: nn.Module, options: GraphOptions) -> nn.Module:
         """The module with the numerics of ``options``, or one that took it over; both are changed."""
-        self.fuse(module)
+        if self.fuse is not None:
+            self.fuse(module)
         module = self.elementary(module) if options.elementary else module
         return building.with_half_safety(module, options)
 

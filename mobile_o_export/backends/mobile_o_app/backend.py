@@ -42,7 +42,8 @@ class MobileOAppBackend(Backend):
     """The folder that the published iOS app downloads."""
 
     name = "mobile-o-app"
-    memory_per_weight_byte = COREML.memory_per_weight_byte
+    converter_bytes, maps_files = COREML.converter_bytes, COREML.maps_files
+    bytes_of_restored = COREML.bytes_of_restored
     precisions = f"{COREML.precisions}, and for the llm w4_affine_bB and w8_affine_bB"
 
     def supports(self, precision: Precision) -> bool:
