@@ -130,17 +130,18 @@ def _memory_bytes(
 ) -> int:
     """The estimated peak of a process that lowers one component; see ``backends.lowering``.
 
-    While weights are compressed, those of the checkpoint are mapped into memory; from then on there are what
-    they were compressed to, a byte a number, the converter, and in the end the file that is read back, with
-    its largest weight restored.
+    While weights are compressed, those of the checkpoint are mapped into memory. From then on there are what
+    they were compressed to, a byte a number, and the converter. When the file is written, weights that stay
+    floating point are mapped once more; when it is read back, its largest weight is restored.
     """
-    part = request.component
-    mapped = sum(tensor.size_bytes for tensor in checkpoint.component_tensors(part.name))
+    tensors = checkpoint.component_tensors(request.component.name)
+    mapped = sum(tensor.size_bytes for tensor in tensors)
     compressed = [prod(form.shape) for form in stored.values()]
-    kept = LOADED_BYTES + sum(compressed) + (4 * elements if part.widens else 0)
+    kept = LOADED_BYTES + sum(compressed) + (4 * elements if request.component.widens else 0)
     file = sum(form.size_bytes for form in stored.values()) if vendor.maps_files else 0
     reading = file + vendor.bytes_of_restored * max(compressed, default=0)
-    return kept + max(mapped + COMPRESSING_BYTES, vendor.converter_bytes + reading)
+    writing = 0 if compressed else mapped + 4 * max(tensor.parameters for tensor in tensors)
+    return kept + max(mapped + COMPRESSING_BYTES, vendor.converter_bytes + max(writing, reading))
 
 
 def refusal_of(request: LowerRequest, vendor: Backend, checkpoint: Checkpoint) -> str:

@@ -46,7 +46,7 @@ class CoreMLBackend(Backend):
     """.mlpackage folders."""
 
     name = "coreml"
-    converter_bytes, maps_files, bytes_of_restored = 650_000_000, True, 4
+    converter_bytes, maps_files, bytes_of_restored = 300_000_000, True, 6
     precisions = "fp32, fp16, wN_lut and wN_lut_gC (N 1, 2, 3, 4, 6 or 8), w4, w8, w4_bB, w8_bB and w8a8"
 
     def supports(self, precision: Precision) -> bool:

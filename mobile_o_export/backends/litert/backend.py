@@ -50,7 +50,7 @@ class LiteRTBackend(Backend):
     """.tflite files."""
 
     name = "litert"
-    converter_bytes, maps_files, bytes_of_restored = 550_000_000, True, 6
+    converter_bytes, maps_files, bytes_of_restored = 350_000_000, True, 6
     precisions = (
         f"fp32, fp16, w16, w4, w8, w4_dyn, w8_dyn, w4_bB_dyn (B a multiple of {FAST_BLOCK}), w8a8 and w8a16"
     )

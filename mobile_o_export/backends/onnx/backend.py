@@ -64,7 +64,7 @@ class OnnxBackend(Backend):
     """.onnx files with external data."""
 
     name = "onnx"
-    converter_bytes, maps_files, bytes_of_restored = 450_000_000, False, 8
+    converter_bytes, maps_files, bytes_of_restored = 200_000_000, False, 8
     precisions = (
         "fp32, fp16, w16, w8, w8a8, from opset 21 w4, w8_bB and w4_bB, and for ONNX Runtime any of these "
         "weight-only integers with _dyn"
