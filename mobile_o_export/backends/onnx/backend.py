@@ -13,7 +13,6 @@ from pydantic import Field, model_validator
 from mobile_o_export.backends import versions
 from mobile_o_export.backends.base import Artifact, Backend, Executor, GraphFile, LowerRequest, Probe
 from mobile_o_export.backends.onnx import nbits
-from mobile_o_export.backends.onnx.encode import BLOCKS_OPSET
 from mobile_o_export.backends.onnx.tensorrt import TENSORRT_OPSET
 from mobile_o_export.components.base import CacheStyle, GraphOptions
 from mobile_o_export.errors import ConfigError, GateError, MissingToolError
@@ -193,8 +192,8 @@ def _lacks(precision: Precision, recipe: Recipe, settings: OnnxOptions) -> str:
         return "TensorRT takes no convolution whose weights are cast, as w16 stores them; use fp16"
     if not isinstance(precision.weights, Integer):
         return ""
-    if precision.weights != Integer(8) and settings.opset < BLOCKS_OPSET:
-        return f"{precision} needs opset {BLOCKS_OPSET}, and this target has {settings.opset}; use w8"
+    if precision.weights != Integer(8) and settings.opset < nbits.BLOCKS_OPSET:
+        return f"{precision} needs opset {nbits.BLOCKS_OPSET}, and this target has {settings.opset}; use w8"
     weight_only = Precision(precision.weights)
     dynamic = precision.activations is Activations.DYNAMIC
     if dynamic and settings.operators != "onnxruntime":

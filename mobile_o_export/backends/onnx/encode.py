@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from mobile_o_export.compression.placeholders import Placeholders
     from mobile_o_export.parity.metrics import Array
 
-BLOCKS_OPSET = 21
-"""The first opset with int4 and with scales of blocks."""
-
 
 class Encoder:
     """Encodes the weights of one component wherever its graphs hold them.

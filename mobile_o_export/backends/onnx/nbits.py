@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from mobile_o_export.compression.placed import Placed
     from mobile_o_export.parity.metrics import Array
 
+BLOCKS_OPSET = 21
+"""The first opset whose own operators have int4 and scales of blocks."""
+
 BLOCKS = (16, 32, 64, 128, 256)
 """Weights that may share a scale."""
 
