@@ -1,4 +1,4 @@
-"""Which jobs run at once: no more than memory and the number of workers allow, in the order they are given."""
+"""Which jobs run at once: as many as memory and the number of workers allow, in the order they are given."""
 
 from __future__ import annotations
 
