@@ -44,6 +44,10 @@ class OutOfSpaceError(ExportError):
     """The disk has no room for the output."""
 
 
+class OutOfMemoryError(ExportError):
+    """A process was killed, as systems do when memory runs out."""
+
+
 class UnsupportedError(ExportError):
     """A component, precision or option that a backend refuses before any work starts."""
 

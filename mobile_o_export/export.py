@@ -31,21 +31,20 @@ from mobile_o_export.bundle.manifest import (
     write_manifest,
 )
 from mobile_o_export.bundle.outcomes import OutcomeWriter
-from mobile_o_export.bundle.replay import finished, verify_component
 from mobile_o_export.bundle.verdicts import write_verdicts
 from mobile_o_export.cache.exports import ExportCache
-from mobile_o_export.calibration import Calibration
 from mobile_o_export.components.registry import component
 from mobile_o_export.errors import GateError, GoldenError, MissingToolError, UnsupportedError, UsageError
+from mobile_o_export.exporting.lowering import Lowering
+from mobile_o_export.exporting.verifying import Verifying, told
 from mobile_o_export.golden import Golden
 from mobile_o_export.golden.record import GoldenRecording, truth_of
 from mobile_o_export.golden.requests import load_requests
-from mobile_o_export.lowered import Lowered, lower_component
-from mobile_o_export.members import MemberName
+from mobile_o_export.jobs import Pool
 from mobile_o_export.parity.chain import CHAIN
 from mobile_o_export.parity.gates import ChainGate, shipped_gates
 from mobile_o_export.parity.judge import Row, Status, verdict
-from mobile_o_export.plan import REFUSED_HINT, PlanItem, plan
+from mobile_o_export.plan import REFUSED_HINT, PlanItem, plan, within_memory
 from mobile_o_export.progress import Done, Progress
 from mobile_o_export.snapshot import Snapshot
 
@@ -94,6 +93,8 @@ def export_bundle(
     progress: Progress,
     calibration: Sequence[Path] = (),
     store: Store | None = None,
+    jobs: int = 1,
+    max_memory_bytes: int | None = None,
 ) -> ExportResult:
     """Lowers, runs, compares and packs; ``out`` appears when everything passed.
 
@@ -107,16 +108,21 @@ def export_bundle(
         progress: told what happens.
         calibration: further goldens, beside the bundle's, to calibrate activations on.
         store: the cache; what is there is not made again. The bundle is the same without.
+        jobs: how many components are lowered or verified at once. Above one, each is in a process of its
+            own, which is spawned: a script that calls this needs ``if __name__ == "__main__":``. The bundle
+            is the same.
+        max_memory_bytes: what the estimates of those at once may add up to; what is available if None.
 
     Raises:
         UsageError: ``out`` is there already, or the targets skip every component; nothing was done.
-        UnsupportedError: something is refused; nothing was done.
+        UnsupportedError: something is refused, or needs more than ``max_memory_bytes``; nothing was done.
         MissingToolError: a backend's packages are not installed; nothing was done.
         GoldenError: a golden does not belong to the checkpoint, or was changed meanwhile.
         CheckpointError: a file of the checkpoint was changed meanwhile; nothing is left at ``out``.
         GateError: an output missed its gate; the bundle lies in ``<out>.failed`` for inspection.
+        OutOfMemoryError: a process of ``jobs`` was killed; nothing is left at ``out``.
     """
-    items = plan(checkpoint, targets, components)
+    items = within_memory(plan(checkpoint, targets, components), max_memory_bytes)
     _require_possible(items, targets)
     failed = out.parent / f"{out.name}.failed"
     _require_replaceable(failed)
@@ -129,6 +135,11 @@ def export_bundle(
         recorded_before.require_unchanged(GoldenError, "Run the command again.")
 
     cache = ExportCache(store, checkpoint, require_unchanged)
+    pool = Pool(
+        jobs,
+        memory.available_bytes() if max_memory_bytes is None else max_memory_bytes,
+        lambda phrase: progress("jobs", "", Done(phrase)),
+    )
     room = GOLDEN_ROOM_BYTES + int(WORKING_COPIES * sum(item.size_bytes for item in items))
     with staged_folder(out, room, lambda phrase: progress("disk", "", Done(phrase))) as folder:
         progress("checkpoint", "", "computing the digest")
@@ -144,7 +155,7 @@ def export_bundle(
         elif cache.golden(place, lambda: record_golden(checkpoint, None, place, progress)):
             progress("golden", "", Done("from the cache"))
         result = _export_into(
-            folder, checkpoint, targets, items, more, bundle_version, sources, progress, cache
+            folder, checkpoint, targets, items, more, bundle_version, sources, progress, cache, pool
         )
         require_unchanged()
         if verdict(result.rows) is not Status.PASSED:
@@ -211,24 +222,21 @@ def _export_into(
     sources: Mapping[str, str],
     progress: Progress,
     cache: ExportCache,
+    pool: Pool,
 ) -> ExportResult:
     """Lowers and verifies every item inside ``folder`` and writes report and manifest."""
     golden = Golden.open(folder / GOLDEN_FOLDER)
-    lowering = _Lowering(folder, checkpoint, [golden, *calibrated_on], cache, progress)
+    lowering = Lowering(folder, checkpoint, [golden, *calibrated_on], cache, progress)
+    pool.run(lowering.jobs(items, targets))
+    lowered = lowering.lowered
+    # In the plan's order, in whatever order they were finished.
     entries: dict[str, dict[str, ComponentEntry]] = {target.name: {} for target in targets}
-    lowered: dict[tuple[str, str], tuple[float, int, bool]] = {}
-    by_name = {target.name: target for target in targets}
     for item in items:
-        if item.request is None:
-            entries[item.target][item.component] = ComponentEntry(skipped=item.skip)
-            continue
-        memory.reset_peak()
-        started = time.monotonic()
-        entry, cached = lowering.lower(by_name[item.target], item)
-        entries[item.target][item.component] = entry
-        lowered[item.target, item.component] = time.monotonic() - started, memory.peak_bytes(), cached
-        size = f"{entry.size_bytes / 1e6:.1f} MB"
-        progress(item.target, item.component, Done(f"lowered, {_from_cache(cached)}{size}"))
+        entries[item.target][item.component] = (
+            ComponentEntry(skipped=item.skip)
+            if item.request is None
+            else lowered[item.target, item.component].entry
+        )
     for target in targets:
         graphs = {name: entry.graphs for name, entry in entries[target.name].items() if entry.graphs}
         if graphs:
@@ -237,28 +245,24 @@ def _export_into(
     manifest = _manifest(checkpoint, targets, items, entries, bundle_version, sources)
     further = tuple(recorded.index.sha256 for recorded in calibrated_on)
     manifest = manifest.model_copy(update={"calibration": further})
+    verifying = Verifying(folder, manifest, golden, cache, progress)
+    pool.run(verifying.jobs(items))
     rows: list[Row] = []
     costs = []
-    for (target_name, name), (lower_seconds, lower_peak, lower_cached) in lowered.items():
-        memory.reset_peak()
-        started = time.monotonic()
-        judge = partial(verify_component, folder, manifest, golden, target_name, name, progress)
-        found, cached = cache.verdict(folder, manifest, golden, target_name, name, judge)
-        if not cached:
-            memory.release()
-        rows += found
-        progress(target_name, name, _told(found, cached))
+    for target_name, name in (item.key for item in items if item.request is not None):
+        of, found = lowered[target_name, name], verifying.found[target_name, name]
+        rows += found.rows
         costs.append(
             Cost(
                 target=target_name,
                 component=name,
-                lower_seconds=lower_seconds,
-                lower_peak_bytes=lower_peak,
-                lower_cached=lower_cached,
-                verify_seconds=time.monotonic() - started,
-                verify_peak_bytes=memory.peak_bytes(),
-                verify_cached=cached,
-                size_bytes=entries[target_name][name].size_bytes,
+                lower_seconds=of.seconds,
+                lower_peak_bytes=of.peak_bytes,
+                lower_cached=of.cached,
+                verify_seconds=found.seconds,
+                verify_peak_bytes=found.peak_bytes,
+                verify_cached=found.cached,
+                size_bytes=of.entry.size_bytes,
             )
         )
     chain_seconds = {}
@@ -271,7 +275,7 @@ def _export_into(
             memory.release()
         chain_seconds[target.name] = time.monotonic() - started
         if chained:
-            progress(target.name, CHAIN, _told(chained, cached))
+            progress(target.name, CHAIN, told(chained, cached))
         rows += chained
     outcomes.write()
     progress("bundle", "", "hashing its files")
@@ -282,66 +286,6 @@ def _export_into(
     listed = dict(sorted(files.items(), key=lambda item: item[0].split("/")))
     write_manifest(folder, manifest.model_copy(update={"files": listed}))
     return ExportResult(folder, tuple(rows), tuple(costs), chain_seconds)
-
-
-def _from_cache(cached: bool) -> str:
-    return "from the cache, " if cached else ""
-
-
-def _told(rows: Sequence[Row], cached: bool) -> Done:
-    """How verifying went, and whether that is known from before."""
-    told = finished(rows)
-    return Done(f"{told}, from the cache") if cached else told
-
-
-class _Lowering:
-    """Lowers the components of a bundle in ``folder``, or takes them from the cache."""
-
-    def __init__(
-        self,
-        folder: Path,
-        checkpoint: Checkpoint,
-        goldens: Sequence[Golden],
-        cache: ExportCache,
-        progress: Progress,
-    ) -> None:
-        self._folder = folder
-        self._goldens = goldens
-        self._calibration = Calibration(checkpoint, goldens)
-        self._cache = cache
-        self._progress = progress
-
-    def lower(self, target: Target, item: PlanItem) -> tuple[ComponentEntry, bool]:
-        """The entry of one component, whose files are in the bundle; whether they were in the cache."""
-        request = item.request
-        assert request is not None
-        vendor = backend(target.backend)
-        home = self._folder / item.target / vendor.folder(item.component)
-        # A folder of its own while it is lowered, even where it will share one with others.
-        place = self._folder / item.target / f".{item.component}"
-        place.parent.mkdir(exist_ok=True)
-
-        def say(phrase: str) -> None:
-            self._progress(item.target, item.component, phrase)
-
-        def lower(part: Checkpoint) -> Lowered:
-            return lower_component(request, vendor, part, self._calibration, place, say)
-
-        lowered, cached = self._cache.lowered(place, request, vendor, self._goldens, lower)
-        home.mkdir(exist_ok=True)
-        for path in place.iterdir():
-            path.rename(home / path.name)
-        place.rmdir()
-        self._cache.placed(home, lowered.files)
-        below = home.relative_to(self._folder)
-        return ComponentEntry(
-            recipe=item.recipe,
-            gate=item.gate,
-            folder=MemberName(below.as_posix()),
-            files=tuple(MemberName((below / name).as_posix()) for name in sorted(lowered.files)),
-            size_bytes=lowered.size_bytes,
-            graphs=lowered.graphs,
-        ), cached
 
 
 def _chain_gate(items: Sequence[PlanItem], target: str) -> ChainGate | None:

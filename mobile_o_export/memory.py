@@ -1,18 +1,38 @@
-"""Memory of this process: its peak over a stretch of work, and what happens to memory that is freed."""
+"""Memory: what is left of the machine's, this process's peak, and what happens to what it frees."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import resource
 import sys
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
+_MACHINE = Path("/proc/meminfo")
+_CONTAINER = Path("/sys/fs/cgroup/memory.max")
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 """Of glibc's ``mallopt``, in malloc.h."""
+
+
+def available_bytes() -> int:
+    """What programs can take without swapping, as the system estimates it; no more than a container's limit.
+
+    On systems that do not say (macOS) it is all of the machine's memory.
+    """
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    try:
+        lines = _MACHINE.read_text().splitlines()
+        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+        limit = _CONTAINER.read_text().strip()
+        # "max" where there is no limit.
+        found += [int(limit)] if limit.isdigit() else []
+    except OSError:
+        pass
+    return min(found)
 
 
 def keep_freed() -> None:

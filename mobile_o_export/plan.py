@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -63,6 +63,11 @@ class PlanItem:
     memory_bytes: int = 0
     refusal: str = ""
     skip: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Target and component."""
+        return self.target, self.component
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
@@ -142,6 +147,21 @@ def _memory_bytes(
     reading = file + vendor.bytes_of_restored * max(compressed, default=0)
     writing = 0 if compressed else mapped + 4 * max(tensor.parameters for tensor in tensors)
     return kept + max(mapped + COMPRESSING_BYTES, vendor.converter_bytes + max(writing, reading))
+
+
+def within_memory(items: Iterable[PlanItem], limit_bytes: int | None) -> tuple[PlanItem, ...]:
+    """``items``, of which those are refused that by estimate need more memory than a user allows."""
+    return tuple(
+        item
+        if limit_bytes is None or item.request is None or item.memory_bytes <= limit_bytes
+        else replace(
+            item,
+            request=None,
+            refusal=f"needs about {item.memory_bytes / 1e9:.2f} GB of memory, and --max-memory allows "
+            f"{limit_bytes / 1e9:.2f} GB; allow more where the machine has it",
+        )
+        for item in items
+    )
 
 
 def refusal_of(request: LowerRequest, vendor: Backend, checkpoint: Checkpoint) -> str:

@@ -16,6 +16,12 @@ Progress = Callable[[str, str, str], None]
 """Takes target, component and what is happening now; a :class:`Done` where something is finished."""
 
 
+class Begun(str):
+    """A phrase for the start of something that goes on until it is :class:`Done`, beside other things."""
+
+    __slots__ = ()
+
+
 class Done(str):
     """A phrase for something finished: a log keeps it, where other phrases may be left out."""
 

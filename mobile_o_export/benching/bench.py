@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from mobile_o_export import memory
-from mobile_o_export.benching.alone import run_alone
 from mobile_o_export.benching.calls import Repeats, calls_to_time, latency
 from mobile_o_export.benching.machine import Machine
 from mobile_o_export.benching.measured import Call, ComponentRun, Latency, Outcome
@@ -28,6 +27,7 @@ from mobile_o_export.golden import Golden
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.pipelines.pipeline import TORCH
 from mobile_o_export.progress import Done, Progress, Say
+from mobile_o_export.workers import run_alone
 
 if TYPE_CHECKING:
     from mobile_o_export.checkpoint import Checkpoint

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from mobile_o_export.backends.base import Backend, GraphFile, LowerRequest
 from mobile_o_export.bundle.manifest import CONFIG_FOLDER, TOKENIZER_FOLDER, FileEntry, Manifest, file_digest
@@ -15,7 +16,6 @@ from mobile_o_export.cache.keys import (
     golden_digest,
     golden_parts,
     lowered_parts,
-    read_components,
     verdict_parts,
 )
 from mobile_o_export.cache.store import Store
@@ -30,6 +30,8 @@ from mobile_o_export.strict import ModelT, Strict, parse_json
 
 if TYPE_CHECKING:
     from mobile_o_export.checkpoint import Checkpoint
+
+ResultT = TypeVar("ResultT")
 
 GOLDEN, LOWERED, VERDICT, CHAINS = "golden", "lowered", "verdict", "chains"
 """The kinds of entries."""
@@ -50,6 +52,19 @@ class _Rows(Strict):
 
 class _Outcomes(Strict):
     outcomes: tuple[Outcome, ...]
+
+
+@dataclass(frozen=True)
+class Found(Generic[ResultT]):
+    """What the cache has of one result.
+
+    Attributes:
+        result: None where it has none.
+        keep: keeps one that was made, where there is a cache.
+    """
+
+    result: ResultT | None
+    keep: Callable[[ResultT], None]
 
 
 class ExportCache:
@@ -90,60 +105,45 @@ class ExportCache:
         return False
 
     def lowered(
-        self,
-        place: Path,
-        request: LowerRequest,
-        vendor: Backend,
-        calibrated_on: Sequence[Golden],
-        lower: Callable[[Checkpoint], Lowered],
-    ) -> tuple[Lowered, bool]:
-        """A component's files in the folder ``place``, which is made; and whether they were in the cache.
+        self, place: Path, request: LowerRequest, vendor: Backend, calibrated_on: Sequence[Golden]
+    ) -> Found[Lowered]:
+        """A component's files, in the folder ``place``, which is made if they are in the cache.
 
-        ``lower`` lowers it there, from that part of the checkpoint that the key covers.
+        What is kept has to lie in ``place``, and to be lowered from that part of the checkpoint that the key
+        covers (``read_components``).
         """
-        component = request.component.name
-        part = self._checkpoint.part(read_components(vendor, component))
         if self._store is None:
-            return lower(part), False
+            return Found(None, lambda _: None)
+        store = self._store
         digests = [self._golden_digest(golden) for golden in calibrated_on]
         parts = lowered_parts(request, self._checkpoint, vendor, digests)
-        found = self._store.get(LOWERED, parts, lambda entry: _lowered(entry, place))
-        if found is not None:
-            return found, True
-        made = lower(part)
-        self._require_unchanged()
-        files: dict[str, Path | bytes] = {f"{FILES}/{name}": place / name for name in made.files}
-        self._store.put(LOWERED, parts, {**files, GRAPHS: _json(_Graphs(graphs=made.graphs))})
-        return made, False
+
+        def keep(made: Lowered) -> None:
+            self._require_unchanged()
+            files: dict[str, Path | bytes] = {f"{FILES}/{name}": place / name for name in made.files}
+            store.put(LOWERED, parts, {**files, GRAPHS: _json(_Graphs(graphs=made.graphs))})
+
+        return Found(store.get(LOWERED, parts, lambda entry: _lowered(entry, place)), keep)
 
     def placed(self, folder: Path, files: Mapping[MemberName, FileEntry]) -> None:
         """Says that ``files`` lie below ``folder`` now, so that they are not hashed once more."""
         self._digests |= {folder / name: file.sha256 for name, file in files.items()}
 
     def verdict(
-        self,
-        folder: Path,
-        manifest: Manifest,
-        golden: Golden,
-        target: str,
-        component: str,
-        judge: Callable[[], list[Row]],
-    ) -> tuple[list[Row], bool]:
-        """The rows of one component of the bundle in ``folder``, and whether they were in the cache.
-
-        ``judge`` computes them; only what passed is kept.
-        """
+        self, folder: Path, manifest: Manifest, golden: Golden, target: str, component: str
+    ) -> Found[list[Row]]:
+        """The rows of one component of the bundle in ``folder``; only what passed is kept."""
         if self._store is None:
-            return judge(), False
+            return Found(None, lambda _: None)
+        store = self._store
         files = self._digests_below(folder, manifest.targets[target].components[component].folder)
         parts = verdict_parts(manifest, self._golden_digest(golden), target, component, files)
-        found = self._store.get(VERDICT, parts, _rows)
-        if found is not None:
-            return found, True
-        rows = judge()
-        if verdict(rows) is Status.PASSED:
-            self._store.put(VERDICT, parts, {ROWS: _json(_Rows(rows=tuple(rows)))})
-        return rows, False
+
+        def keep(rows: list[Row]) -> None:
+            if verdict(rows) is Status.PASSED:
+                store.put(VERDICT, parts, {ROWS: _json(_Rows(rows=tuple(rows)))})
+
+        return Found(store.get(VERDICT, parts, _rows), keep)
 
     def chains(
         self,

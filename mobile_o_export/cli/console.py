@@ -14,7 +14,7 @@ from typing import Self, TextIO
 
 from mobile_o_export.cli.interrupts import require_no_interruption
 from mobile_o_export.legible import legible
-from mobile_o_export.progress import Done
+from mobile_o_export.progress import Begun, Done
 
 LINE_SECONDS = 2.0
 """Without a terminal: a phrase gets a line when the line before is as old as this."""
@@ -38,6 +38,7 @@ class ProgressPrinter:
         self._terminal = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._started = self._subject_started = self._last_line = monotonic()
         self._subject = ("", "")
+        self._begun: dict[tuple[str, str], float] = {}
         self._pending = ""
         self._open = False
         self._lock = threading.Lock()
@@ -61,7 +62,7 @@ class ProgressPrinter:
             self._stream.close()
 
     def __call__(self, target: str, component: str, phrase: str) -> None:
-        """A new phrase; components follow one another.
+        """A new phrase; components follow one another, but for those that have said what they begin with.
 
         Raises:
             KeyboardInterrupt: the process was told to stop, and whoever heard it went on.
@@ -69,10 +70,14 @@ class ProgressPrinter:
         require_no_interruption()
         with self._lock:
             now = monotonic()
-            if (target, component) != self._subject:
-                self._subject, self._subject_started = (target, component), now
+            subject = (target, component)
+            if isinstance(phrase, Begun):
+                self._begun[subject] = now
+            if subject != self._subject:
+                self._subject, self._subject_started = subject, self._begun.get(subject, now)
             self._pending = phrase
             if isinstance(phrase, Done):
+                self._begun.pop(subject, None)
                 self._show_finished(now)
             else:
                 self._show(now)

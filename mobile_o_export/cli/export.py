@@ -15,7 +15,14 @@ from mobile_o_export.cli.caching import CacheFolder, export_store, limit_bytes
 from mobile_o_export.cli.console import ProgressPrinter, megabytes, table
 from mobile_o_export.cli.inspect import CheckpointPath, Lora
 from mobile_o_export.cli.paths import expanded, expanded_all, require_output_file
-from mobile_o_export.cli.plan import Components, Precisions, RecipeFile, RecordedGolden, Targets
+from mobile_o_export.cli.plan import (
+    Components,
+    Precisions,
+    RecipeFile,
+    RecordedGolden,
+    Targets,
+    memory_limit,
+)
 from mobile_o_export.cli.rows import summary
 
 if TYPE_CHECKING:
@@ -63,6 +70,24 @@ def export(
             callback=expanded,
         ),
     ] = None,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            "--jobs",
+            help="Lower and verify so many components at once, each in a process of its own.",
+            min=1,
+            metavar="N",
+        ),
+    ] = 1,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            "--max-memory",
+            help="What the estimates of all that is done at once may add up to, such as 8GB; by default what "
+            "is free. One component that needs more is refused, before any work.",
+            metavar="SIZE",
+        ),
+    ] = None,
 ) -> None:
     """Lower, run, compare and pack.
 
@@ -70,6 +95,8 @@ def export(
 
     What is made on the way is kept in a cache: an export that was stopped goes on where it was when it is
     started again, and another one makes only what differs. The bundle is the same without.
+
+    With --jobs N, N components at a time are lowered and verified as memory allows; the bundle is the same.
     """
     if profile is not None:
         require_output_file("--profile", profile, None)
@@ -83,6 +110,7 @@ def export(
         profiled = None if profile is None else Profile(progress)
         say = partial(progress.done, "cache", "")
         limit = limit_bytes()
+        max_memory_bytes = memory_limit(max_memory)
         store = export_store(cache, no_cache, out, say)
         targets = load_targets(target, precision or (), recipe)
         opened = Checkpoint.open(checkpoint, lora)
@@ -98,6 +126,8 @@ def export(
                 profiled or progress,
                 calibration=[Path(place) for place in calibration or ()],
                 store=store,
+                jobs=jobs,
+                max_memory_bytes=max_memory_bytes,
             )
         except ParityError as error:
             failure = error

@@ -11,6 +11,7 @@ from mobile_o_export.cli import screen
 from mobile_o_export.cli.console import ProgressPrinter, megabytes, table
 from mobile_o_export.cli.inspect import CheckpointPath, Lora
 from mobile_o_export.cli.paths import expanded, expanded_all
+from mobile_o_export.cli.quantities import size_bytes
 from mobile_o_export.errors import UnsupportedError
 
 Targets = Annotated[
@@ -53,6 +54,15 @@ RecipeFile = Annotated[
     ),
 ]
 
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory",
+        help="Refuse what by estimate needs more memory than this, such as 8GB, before any work.",
+        metavar="SIZE",
+    ),
+]
+
 
 def plan(
     checkpoint: CheckpointPath,
@@ -61,6 +71,7 @@ def plan(
     precision: Precisions = None,
     recipe: RecipeFile = None,
     lora: Lora = None,
+    max_memory: MaxMemory = None,
     json_output: Annotated[
         bool, typer.Option("--json", help="Print a JSON object instead of a table.")
     ] = False,
@@ -72,13 +83,13 @@ def plan(
     with ProgressPrinter() as progress:
         progress("checkpoint", "", "reading its headers")
         from mobile_o_export.checkpoint import Checkpoint
-        from mobile_o_export.plan import REFUSED_HINT
+        from mobile_o_export.plan import REFUSED_HINT, within_memory
         from mobile_o_export.plan import plan as make_plan
         from mobile_o_export.targets import load_targets
 
-        items = make_plan(
-            Checkpoint.open(checkpoint, lora), load_targets(target, precision or (), recipe), component or ()
-        )
+        limit = memory_limit(max_memory)
+        targets = load_targets(target, precision or (), recipe)
+        items = within_memory(make_plan(Checkpoint.open(checkpoint, lora), targets, component or ()), limit)
     if json_output:
         rows = [
             {
@@ -125,3 +136,12 @@ def plan(
             f"{len(refused)} of {len(items)} cannot be exported, the first: {refused[0].target}, "
             f"{refused[0].component}: {refused[0].refusal}. {REFUSED_HINT}"
         )
+
+
+def memory_limit(given: str | None) -> int | None:
+    """What ``--max-memory`` allows, in bytes.
+
+    Raises:
+        UsageError: it is no size.
+    """
+    return None if given is None else size_bytes("--max-memory", given)

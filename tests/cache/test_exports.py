@@ -19,6 +19,7 @@ from mobile_o_export.cache.exports import FILES
 from mobile_o_export.checkpoint import Checkpoint
 from mobile_o_export.errors import CheckpointError
 from mobile_o_export.export import ParityError
+from mobile_o_export.exporting import lowering, verifying
 from mobile_o_export.golden import Golden, requests
 from mobile_o_export.parity.gates import Gate
 from mobile_o_export.targets import load_targets
@@ -37,8 +38,8 @@ def exports(
 ) -> Exports:
     found = Exports(tmp_path, reference_checkpoint, small_golden.path)
     lower, verify, chains, record = (
-        export.lower_component,
-        export.verify_component,
+        lowering.lower_component,
+        verifying.verify_component,
         export.verify_chains,
         export.record_golden,
     )
@@ -59,8 +60,8 @@ def exports(
         found.made.append("golden")
         return record(*given)
 
-    monkeypatch.setattr(export, "lower_component", lowered)
-    monkeypatch.setattr(export, "verify_component", judged)
+    monkeypatch.setattr(lowering, "lower_component", lowered)
+    monkeypatch.setattr(verifying, "verify_component", judged)
     monkeypatch.setattr(export, "verify_chains", chained)
     monkeypatch.setattr(export, "record_golden", recorded)
     return found
@@ -183,7 +184,7 @@ def test_a_lowering_that_fails_leaves_nothing(exports: Exports, monkeypatch: pyt
         raise CheckpointError("far enough")
 
     with monkeypatch.context() as patch:
-        patch.setattr(export, "lower_component", failing)
+        patch.setattr(lowering, "lower_component", failing)
         with pytest.raises(CheckpointError):
             exports()
     assert exports.kinds() == {}
@@ -222,7 +223,7 @@ def test_a_checkpoint_that_changes_is_kept_under_no_key(
     folder = tmp_path / "checkpoint"
     shutil.copytree(exports.checkpoint.path, folder)
     checkpoint = Checkpoint.open(folder)
-    lower, weights = export.lower_component, folder / "model.safetensors"
+    lower, weights = lowering.lower_component, folder / "model.safetensors"
 
     def changing(*given: Any) -> Any:
         before = weights.stat()
@@ -240,7 +241,7 @@ def test_a_checkpoint_that_changes_is_kept_under_no_key(
         return made
 
     with monkeypatch.context() as patch:
-        patch.setattr(export, "lower_component", changing)
+        patch.setattr(lowering, "lower_component", changing)
         with pytest.raises(CheckpointError, match=r"changed while it was read: .*model\.safetensors"):
             exports(checkpoint=checkpoint)
     assert exports.kinds() == {}
@@ -289,7 +290,7 @@ def test_calibrated_components_are_made_again_from_a_cached_golden(
     exports.components = ("mcp",)
     exports.targets = load_targets(["onnx-cpu"], ["mcp=w8a8"])
     first = exports()
-    monkeypatch.setattr(export.Calibration, "of", lambda *_: pytest.fail("calibrated again"))
+    monkeypatch.setattr(lowering.Calibration, "of", lambda *_: pytest.fail("calibrated again"))
     assert tree(exports().bundle) == tree(first.bundle)
     assert exports.made == NO_CHAINS
     # Calibrated on a golden that is not in the cache: nobody can make it again.

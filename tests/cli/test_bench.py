@@ -15,7 +15,6 @@ import pytest
 from cli_harness import REPOSITORY, Cli, finish, start
 
 from mobile_o_export.benching import bench
-from mobile_o_export.benching.alone import ProcessDiedError, run_alone
 from mobile_o_export.benching.calls import calls_to_time, repeated
 from mobile_o_export.benching.measured import Call, ComponentRun, Latency
 from mobile_o_export.bundle.manifest import manifest_digest, read_manifest
@@ -25,6 +24,7 @@ from mobile_o_export.errors import MissingToolError, UsageError
 from mobile_o_export.golden import Golden
 from mobile_o_export.parity.judge import Judge, Status
 from mobile_o_export.progress import Say
+from mobile_o_export.workers import ProcessDiedError, run_alone
 
 BRIEF = ("--warmup", "1", "--runs", "3")
 TARGET, COMPONENT = "tensorrt-orin", "mcp"

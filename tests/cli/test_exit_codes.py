@@ -35,6 +35,7 @@ def ends_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (errors.GoldenError("odd"), 2, "error: odd\n"),
         (errors.BundleError("odd"), 2, "error: odd\n"),
         (errors.OutOfSpaceError("odd"), 2, "error: odd\n"),
+        (errors.OutOfMemoryError("odd"), 2, "error: odd\n"),
         (errors.UnsupportedError("odd"), 2, "error: odd\n"),
         (errors.GateError("odd"), 1, "error: odd\n"),
         (errors.MissingToolError("odd"), 3, "error: odd\n"),

@@ -10,7 +10,7 @@ import pytest
 
 from mobile_o_export.cli import console
 from mobile_o_export.cli.console import ProgressPrinter
-from mobile_o_export.progress import Done
+from mobile_o_export.progress import Begun, Done
 from mobile_o_export.quiet import captured
 
 
@@ -66,6 +66,24 @@ def test_a_log_has_what_is_finished(clock: Clock, stream: Stream) -> None:
         printer("litert-cpu", "mcp", phrase)
         clock.now += 0.3
     assert stream.getvalue() == "[   0.6 s] litert-cpu mcp: lowered, 1.0 MB (0.6 s)\n"
+
+
+def test_what_goes_on_beside_other_things_has_its_own_time(clock: Clock, stream: Stream) -> None:
+    printer = ProgressPrinter()
+    printer("litert-cpu", "mcp", Begun("starting"))
+    clock.now += 0.5
+    printer("litert-cpu", "dit", Begun("starting"))
+    clock.now += 0.5
+    printer("litert-cpu", "mcp", Done("lowered"))
+    printer("litert-cpu", "dit", Done("lowered"))
+    printer("litert-cpu", "mcp", "and once more")
+    clock.now += 0.25
+    printer("litert-cpu", "mcp", Done("verified"))
+    assert [line.split(": ")[1] for line in stream.getvalue().splitlines()] == [
+        "lowered (1.0 s)",
+        "lowered (0.5 s)",
+        "verified (0.2 s)",
+    ]
 
 
 def test_a_log_is_not_flooded(clock: Clock, stream: Stream) -> None:

@@ -1,0 +1,288 @@
+"""``export --jobs`` and ``--max-memory``: the same bytes, and every way in which a worker can end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_harness import REPOSITORY, Cli, finish, start
+
+from mobile_o_export.bundle.manifest import FileEntry, file_digest
+from mobile_o_export.errors import BundleError, GateError, LoweringError, UnsupportedError
+from mobile_o_export.exporting import lowering
+from mobile_o_export.members import Members, entries
+from mobile_o_export.progress import Say
+
+ONE = ("--target", "tensorrt-orin", "--component", "mcp")
+TWO = (*ONE, "--component", "dit")
+TARGETS = ("--component", "mcp", "--target", "litert-cpu", "--target", "coreml-ane")
+UNCOMPRESSED = ("--precision", "uncompressed")
+
+
+def tree(folder: Path) -> dict[str, FileEntry]:
+    """Every file below ``folder``, the manifest too."""
+    return {name: file_digest(Members(folder, BundleError), name) for name, _ in entries(folder)}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Where bundles go, and nothing else."""
+    folder = tmp_path / "bundles"
+    folder.mkdir()
+    return folder
+
+
+# --- the same bytes ---
+
+
+@pytest.mark.slow
+def test_the_bundle_is_the_same_whatever_is_done_at_once(
+    cli: Cli, reference_folder: Path, golden: Path, place: Path, tmp_path: Path
+) -> None:
+    given = ("export", reference_folder, *TARGETS, *UNCOMPRESSED, "--golden", golden)
+    alone = cli(*given, "--no-cache", "--out", place / "alone")
+    assert alone.code == 0, alone.err
+    several = cli(*given, "--no-cache", "--jobs", 3, "--out", place / "several")
+    assert several.code == 0, several.err
+    # So little that each waits for the one before; and what is made is kept.
+    cache = ("--cache", tmp_path / "cache", "--jobs", 3)
+    kept = cli(*given, *cache, "--max-memory", "1GB", "--out", place / "kept")
+    assert kept.code == 0, kept.err
+    # Once while they are lowered, and once while they are verified.
+    assert kept.err.count("jobs: 1 at once instead of 3: coreml-ane, mcp waits for memory") == 2
+    again = cli(*given, *cache, "--out", place / "again")
+    assert again.err.count("from the cache") == 4
+    assert tree(place / "alone") == tree(place / "several") == tree(place / "kept") == tree(place / "again")
+    # The table of costs, then that of verdicts.
+    rows = [line.split()[0] for line in several.out.splitlines() if line.split()[1:2] == ["mcp"]]
+    assert rows == ["litert-cpu", "coreml-ane"] * 2
+
+
+# --- workers that fail ---
+
+
+def killed_after_the_first(task: lowering.LowerTask, say: Say) -> Any:
+    if task.component == "mcp":
+        return lowering.lower_in_worker(task, say)
+    say("exporting denoise")
+    task.place.mkdir()
+    (task.place / "half.onnx").write_bytes(b"half")
+    while not (task.place.parent / "mcp").exists():
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("killed")
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_told_and_the_next_export_goes_on(
+    cli: Cli,
+    reference_folder: Path,
+    golden: Path,
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = ("export", reference_folder, *TWO, "--golden", golden, "--out", place / "bundle")
+    given = (*given, "--cache", tmp_path / "cache", "--jobs", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(lowering, "lower_in_worker", killed_after_the_first)
+        cli(*given).refused(
+            "tensorrt-orin, dit: its process was killed by SIGKILL (out of memory?) while exporting denoise",
+            "fewer --jobs",
+            "goes on from there",
+        )
+    assert list(place.iterdir()) == []
+    done = cli(*given)
+    assert done.code == 0, done.err
+    assert "tensorrt-orin mcp: lowered, from the cache" in done.err
+
+
+def crashes(task: lowering.LowerTask, say: Say) -> Any:
+    os.abort()
+
+
+def lacks(task: lowering.LowerTask, say: Say) -> Any:
+    raise UnsupportedError(f"{task.component}: not this")
+
+
+def drifts(task: lowering.LowerTask, say: Say) -> Any:
+    raise GateError(f"{task.component}: drifted")
+
+
+def fails(task: lowering.LowerTask, say: Say) -> Any:
+    raise LoweringError(f"{task.component}: no converter") from ZeroDivisionError("deep inside")
+
+
+def exhausts(task: lowering.LowerTask, say: Say) -> Any:
+    raise MemoryError
+
+
+def fills_the_disk(task: lowering.LowerTask, say: Say) -> Any:
+    raise OSError(28, "No space left on device", "/x")
+
+
+def is_wrong(task: lowering.LowerTask, say: Say) -> Any:
+    raise ZeroDivisionError("of a test")
+
+
+@pytest.mark.parametrize(
+    ("work", "code", "message"),
+    [
+        (lacks, 2, "error: mcp: not this\n"),
+        (drifts, 1, "error: mcp: drifted\n"),
+        (exhausts, 2, "error: tensorrt-orin, mcp: its process ran out of memory. Give fewer --jobs"),
+        (fills_the_disk, 2, "the disk filled up while it was written"),
+        (crashes, 70, "error: tensorrt-orin, mcp: its process was killed by SIGABRT while starting. Run"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_errors_of_workers_are_those_of_this_process(
+    cli: Cli,
+    reference_folder: Path,
+    golden: Path,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    work: Any,
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.setattr(lowering, "lower_in_worker", work)
+    given = ("export", reference_folder, *ONE, "--golden", golden, "--out", place / "bundle", "--no-cache")
+    cli(*given, "--jobs", 2).refused(message, code=code)
+    assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("work", "phrases"),
+    [
+        (fails, ("error: mcp: no converter\n", "ZeroDivisionError: deep inside")),
+        (is_wrong, ("this is a bug of mobile-o-export", "ZeroDivisionError: of a test", "in is_wrong")),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_bugs_in_workers_have_their_traceback(
+    cli: Cli,
+    reference_folder: Path,
+    golden: Path,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    work: Any,
+    phrases: tuple[str, ...],
+) -> None:
+    monkeypatch.setattr(lowering, "lower_in_worker", work)
+    given = ("export", reference_folder, *ONE, "--golden", golden, "--out", place / "bundle", "--no-cache")
+    done = cli(*given, "--jobs", 2)
+    assert (done.code, done.out) == (70, "")
+    for phrase in phrases:
+        assert phrase in done.err
+    assert list(place.iterdir()) == []
+
+
+# --- exports that are stopped ---
+
+
+@pytest.fixture
+def working(
+    reference_folder: Path, golden: Path, place: Path, tmp_path: Path
+) -> Iterator[tuple[subprocess.Popen[str], list[Path]]]:
+    """An export with two workers that lower, and the workers' places in /proc."""
+    if not Path("/proc/self/task").exists():
+        pytest.skip("no /proc here to see processes in")
+    (tmp_path / "temporary").mkdir()
+    given = ("export", reference_folder, *TWO, "--golden", golden, "--no-cache", "--jobs", 2)
+    process = start(
+        *given,
+        "--out",
+        place / "bundle",
+        start_new_session=True,
+        env={**os.environ, "TMPDIR": str(tmp_path / "temporary"), "PYTHONPATH": str(REPOSITORY)},
+    )
+    while len(list(place.glob("*.partial/tensorrt-orin/.*"))) < 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    # multiprocessing's tracker of resources is one as well.
+    assert len(children) == 3
+    yield process, [Path("/proc") / number for number in children]
+    process.kill()
+    process.wait()
+
+
+def ended(children: list[Path]) -> None:
+    deadline = time.monotonic() + 30
+    while alive := [child for child in children if child.exists()]:
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_export_ends_its_workers_and_leaves_nothing(
+    working: tuple[subprocess.Popen[str], list[Path]], place: Path, tmp_path: Path, number: int
+) -> None:
+    process, children = working
+    # As a terminal does: to every process of the command.
+    os.killpg(process.pid, number)
+    outcome = finish(process)
+    assert (outcome.code, outcome.out) == (128 + number, "")
+    *progress, last = outcome.err.splitlines()
+    assert last == "interrupted; nothing half-written was left behind"
+    assert all(line.startswith("[") for line in progress), outcome.err
+    ended(children)
+    assert list(place.iterdir()) == []
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_workers_end_with_an_export_that_is_killed(
+    working: tuple[subprocess.Popen[str], list[Path]],
+) -> None:
+    process, children = working
+    process.kill()
+    outcome = finish(process)
+    assert "Traceback" not in outcome.err
+    ended(children)
+
+
+# --- what is refused ---
+
+
+def test_what_needs_more_memory_is_refused_before_any_work(
+    cli: Cli, reference_folder: Path, golden: Path, place: Path
+) -> None:
+    phrases = ("tensorrt-orin, mcp: needs about 0.90 GB of memory, and --max-memory allows 0.50 GB",)
+    limit = ("--max-memory", "500MB")
+    given = ("export", reference_folder, *ONE, "--golden", golden, "--out", place / "bundle")
+    for jobs in (1, 2):
+        outcome = cli(*given, *limit, "--jobs", jobs)
+        outcome.refused(*phrases)
+        assert "computing the digest" not in outcome.err
+    assert list(place.iterdir()) == []
+    planned = cli("plan", reference_folder, *ONE, *limit)
+    assert planned.code == 2
+    assert phrases[0].removeprefix("tensorrt-orin, mcp: ") in planned.out
+    assert phrases[0] in planned.err
+    assert cli("plan", reference_folder, *ONE, "--max-memory", "2GB").code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--jobs", "0"), "--jobs"),
+        (("--jobs", "-1"), "--jobs"),
+        (("--jobs", "two"), "valid integer"),
+        (("--max-memory", "lots"), "--max-memory 'lots' is no size. Write 900MB"),
+        (("--max-memory", "0"), "--max-memory '0' is no size"),
+    ],
+)
+def test_nonsense_is_refused(
+    cli: Cli, reference_folder: Path, place: Path, options: tuple[str, ...], message: str
+) -> None:
+    cli("export", reference_folder, *ONE, "--out", place / "bundle", *options).refused(message)
+    assert list(place.iterdir()) == []
