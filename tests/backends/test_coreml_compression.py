@@ -224,7 +224,7 @@ def test_a_backend_that_encodes_something_else_cannot_export(
 def test_no_scale_is_written_that_an_accelerator_may_take_for_zero(
     lower_anew: Lower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(write, "LEAST_SCALE", 1.0)
+    monkeypatch.setattr(write.PackageWriter, "least_scale", 1.0)
     rows = lower_anew("mcp", tmp_path, recipe("w8")).weights
     assert {str(row.precision) for row in rows} <= {"w8_lut_g16", "w8_lut"}
     assert len(rows) > 1

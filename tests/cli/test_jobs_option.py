@@ -256,7 +256,7 @@ def test_workers_end_with_an_export_that_is_killed(
 def test_what_needs_more_memory_is_refused_before_any_work(
     cli: Cli, reference_folder: Path, golden: Path, place: Path
 ) -> None:
-    phrases = ("tensorrt-orin, mcp: needs about 0.90 GB of memory, and --max-memory allows 0.50 GB",)
+    phrases = ("tensorrt-orin, mcp: needs about 0.70 GB of memory, and --max-memory allows 0.50 GB",)
     limit = ("--max-memory", "500MB")
     given = ("export", reference_folder, *ONE, "--golden", golden, "--out", place / "bundle")
     for jobs in (1, 2):
