@@ -104,6 +104,8 @@ class Placeholders:
 
     def find(self, constant: Array) -> Placed | Kept | None:
         """The weight that a floating-point ``constant`` keeps the place of, if it is a placeholder."""
+        if not constant.size:
+            return None
         first = constant[(0,) * constant.ndim]
         name = self._named.get(float(first))
         if name is None:
