@@ -39,10 +39,10 @@ LEAST = 0.6
 def test_a_component_is_lowered_in_the_memory_that_plan_names(
     reference_folder: Path, reference_checkpoint: Checkpoint, target: str
 ) -> None:
-    (item,) = plan(reference_checkpoint, load_targets([target]), ["dit"])
+    (item,) = plan(reference_checkpoint, load_targets([target]), ["mcp"])
     # Each thread more has an arena of its own.
     run = subprocess.run(
-        [sys.executable, "-c", LOWER, reference_folder, target, "dit"],
+        [sys.executable, "-c", LOWER, reference_folder, target, "mcp"],
         env={**os.environ, "OMP_NUM_THREADS": "2"},
         stdout=subprocess.PIPE,
         text=True,
