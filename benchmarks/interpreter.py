@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -30,20 +29,22 @@ import numpy as np
 from mobile_o_export import memory
 from mobile_o_export.backends.base import Artifact, GraphFile
 from mobile_o_export.backends.coreml.interpreted import InterpreterExecutor
-from mobile_o_export.backends.coreml.interpreter import Rounding
 from mobile_o_export.backends.registry import backend
 from mobile_o_export.checkpoint import Checkpoint
 from mobile_o_export.cli.console import megabytes, table
 from mobile_o_export.components.base import GraphSpec
 from mobile_o_export.components.registry import COMPONENT_NAMES, component
+from mobile_o_export.errors import ExportError
 from mobile_o_export.members import MemberName
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.plan import plan
+from mobile_o_export.progress import Say, silent
 from mobile_o_export.quiet import quiet_vendor
 from mobile_o_export.reference import TorchRunner
 from mobile_o_export.session import SEQUENCE, Session
 from mobile_o_export.targets import load_targets
 from mobile_o_export.tensors import Role, TensorSpec
+from mobile_o_export.workers import run_alone
 
 LOWERED = "graphs.json"
 """Beside a component's package, written last: the function of each graph."""
@@ -117,10 +118,11 @@ def calls(artifact: Artifact, functions: dict[str, Any]) -> Iterator[tuple[str, 
         yield file.spec.name, call
 
 
-def measure(path: Path, target: str, name: str, work: Path, times: int, out: Any) -> None:
-    """Sends what the functions of a component took."""
+def measure(task: tuple[Path, str, str, Path, int], _say: Say) -> dict[str, Any]:
+    """What the functions of a component took: of checkpoint, target, component, work folder, repeats."""
     import torch
 
+    path, target, name, work, times = task
     checkpoint = Checkpoint.open(path)
     artifact = lowered(checkpoint, target, name, work)
     functions = {function.name: function for function in component(name).functions(checkpoint)}
@@ -128,18 +130,18 @@ def measure(path: Path, target: str, name: str, work: Path, times: int, out: Any
     specs = [graph.spec for graph in artifact.graphs]
     graphs = dict(calls(artifact, functions))
 
-    def session(rounding: Rounding) -> Session:
-        executor = InterpreterExecutor(work / name / package, entries, name, rounding)
+    def session(*, fp32: bool) -> Session:
+        executor = InterpreterExecutor(work / name / package, entries, name, fp32=fp32)
         return Session(list(functions.values()), specs, executor)
 
     memory.release()
     memory.reset_peak()
-    runners: dict[str, Any] = {"typed": session(Rounding.TYPED)}
+    runners: dict[str, Any] = {"typed": session(fp32=False)}
     found: dict[str, dict[str, float]] = {}
     for graph, call in graphs.items():
         found[graph] = {"first": timed(call, runners["typed"])}
     peak = memory.peak_bytes()
-    runners["fp32"] = session(Rounding.FP32)
+    runners["fp32"] = session(fp32=True)
     runners["eager"] = TorchRunner.of(checkpoint, name)
     for graph, call in graphs.items():
         for runner in runners.values():
@@ -148,22 +150,7 @@ def measure(path: Path, target: str, name: str, work: Path, times: int, out: Any
             for kind in ("eager", "fp32", "typed"):
                 seconds = timed(call, runners[kind])
                 found[graph][kind] = min(seconds, found[graph].get(kind, seconds))
-    out.send({"functions": found, "peak": peak, "threads": torch.get_num_threads()})
-
-
-def in_process(*arguments: Any) -> dict[str, Any]:
-    context = multiprocessing.get_context("spawn")
-    receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=measure, args=(*arguments, sending))
-    process.start()
-    sending.close()
-    try:
-        found: dict[str, Any] = receiving.recv()
-    except EOFError:
-        process.join()
-        sys.exit(f"{arguments[2]}: the process ended with {process.exitcode}")
-    process.join()
-    return found
+    return {"functions": found, "peak": peak, "threads": torch.get_num_threads()}
 
 
 def row(component: str, function: str, seconds: dict[str, float], peak: int) -> list[str]:
@@ -196,9 +183,11 @@ def main() -> None:
     results = {}
     for name in arguments.component or COMPONENT_NAMES:
         print(f"measuring {name} …", file=sys.stderr, flush=True)
-        results[name] = in_process(
-            arguments.checkpoint.resolve(), arguments.target, name, arguments.work.resolve(), arguments.times
-        )
+        task = (arguments.checkpoint.resolve(), arguments.target, name, arguments.work.resolve())
+        try:
+            results[name] = run_alone(measure, (*task, arguments.times), silent)
+        except ExportError as error:
+            sys.exit(f"{name}: {error}")
     (threads,) = {found["threads"] for found in results.values()}
     print(f"\n{arguments.target}, {threads} threads\n")
     header = ["component", "function", "eager", "fp32", "×", "typed", "×", "first", "peak"]

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,58 +24,41 @@ from mobile_o_export import memory
 from mobile_o_export.bundle.manifest import read_manifest
 from mobile_o_export.cli.console import megabytes, table
 from mobile_o_export.errors import ExportError
+from mobile_o_export.progress import Say, silent
 from mobile_o_export.resources import shipped
+from mobile_o_export.workers import ProcessDiedError, run_alone
 
 PROMPT = "a red cube to the left of a blue sphere on a wooden table"
 QUESTION = "What is on the table, and what colour is each thing?"
 TORCH = "torch"
 
 
-def measure(place: Path, target: str, steps: int, tokens: int, out: Any) -> None:
-    """Runs both tasks twice and sends what the second runs took."""
-    try:
-        opened = (
-            mobile_o_export.open_checkpoint(place)
-            if target == TORCH
-            else mobile_o_export.open_bundle(place, target)
-        )
-        with opened as model:
-            picture = shipped("golden") / "still-life.png"
-            for _ in range(2):
-                answer = model.describe(picture, QUESTION, max_tokens=tokens, stop=False)
-                ids = [token.id for token in answer]
-                drawing = model.generate(PROMPT, seed=1, steps=steps)
-            out.send(
-                {
-                    "target": target,
-                    "runtime": ", ".join(dict.fromkeys(model.runtimes.values())),
-                    "answer": answer.prompt_seconds,
-                    "decode": sum(answer.decode_seconds),
-                    "tokens_per_second": answer.tokens_per_second,
-                    "prompt_tokens": answer.prompt_tokens,
-                    "ids": ids,
-                    "drawing": drawing.seconds,
-                    "step": min(drawing.step_seconds),
-                    "peak": memory.peak_bytes(),
-                }
-            )
-    except ExportError as error:
-        out.send({"target": target, "error": str(error)})
-
-
-def in_process(*arguments: Any) -> dict[str, Any]:
-    context = multiprocessing.get_context("spawn")
-    receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=measure, args=(*arguments, sending))
-    process.start()
-    sending.close()
-    try:
-        found: dict[str, Any] = receiving.recv()
-    except EOFError:
-        process.join()
-        sys.exit(f"{arguments[1]}: the process ended with {process.exitcode}")
-    process.join()
-    return found
+def measure(job: tuple[Path, str, int, int], _say: Say) -> dict[str, Any]:
+    """Runs both tasks twice, and what the second runs took: of a place, target, steps and tokens."""
+    place, target, steps, tokens = job
+    opened = (
+        mobile_o_export.open_checkpoint(place)
+        if target == TORCH
+        else mobile_o_export.open_bundle(place, target)
+    )
+    with opened as model:
+        picture = shipped("golden") / "still-life.png"
+        for _ in range(2):
+            answer = model.describe(picture, QUESTION, max_tokens=tokens, stop=False)
+            ids = [token.id for token in answer]
+            drawing = model.generate(PROMPT, seed=1, steps=steps)
+        return {
+            "target": target,
+            "runtime": ", ".join(dict.fromkeys(model.runtimes.values())),
+            "answer": answer.prompt_seconds,
+            "decode": sum(answer.decode_seconds),
+            "tokens_per_second": answer.tokens_per_second,
+            "prompt_tokens": answer.prompt_tokens,
+            "ids": ids,
+            "drawing": drawing.seconds,
+            "step": min(drawing.step_seconds),
+            "peak": memory.peak_bytes(),
+        }
 
 
 def answering(result: dict[str, Any], torch: dict[str, Any]) -> list[str]:
@@ -129,11 +111,13 @@ def main() -> None:
     results = []
     for place, target in jobs:
         print(f"measuring {target} …", file=sys.stderr, flush=True)
-        found = in_process(place, target, arguments.steps, arguments.tokens)
-        if "error" in found:
-            print(f"{target}: {found['error']}", file=sys.stderr)
-            continue
-        results.append(found)
+        job = (place, target, arguments.steps, arguments.tokens)
+        try:
+            results.append(run_alone(measure, job, silent))
+        except ProcessDiedError as error:
+            sys.exit(f"{target}: {error}")
+        except ExportError as error:
+            print(f"{target}: {error}", file=sys.stderr)
     if not results or results[0]["target"] != TORCH:
         sys.exit("PyTorch itself could not be measured; there is nothing to compare with.")
     torch = results[0]

@@ -8,6 +8,7 @@ import os
 import resource
 import sys
 from pathlib import Path
+from typing import Any
 
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
@@ -18,12 +19,17 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 """Of glibc's ``mallopt``, in malloc.h."""
 
 
+def total_bytes() -> int:
+    """The machine's."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def available_bytes() -> int:
     """What programs can take without swapping, as the system estimates it; no more than a container's limit.
 
     On systems that do not say (macOS) it is all of the machine's memory.
     """
-    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    found = [total_bytes()]
     try:
         lines = _MACHINE.read_text().splitlines()
         found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
@@ -41,11 +47,10 @@ def keep_freed() -> None:
     By default glibc maps every large tensor anew, and the system clears its pages one by one as they are
     first written to. That can take longer than what is computed.
     """
-    if sys.platform == "linux":
-        option = getattr(ctypes.CDLL(None), "mallopt", None)
-        if option is not None:
-            option(_MMAP_MAX, 0)
-            option(_TRIM_THRESHOLD, -1)
+    option = _glibc("mallopt")
+    if option is not None:
+        option(_MMAP_MAX, 0)
+        option(_TRIM_THRESHOLD, -1)
 
 
 def release() -> None:
@@ -55,10 +60,14 @@ def release() -> None:
     counted, and be missing, while the next is lowered.
     """
     gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+    trim = _glibc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _glibc(name: str) -> Any:
+    """A function of the C library; None where it has none of that name."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 def reset_peak() -> None:

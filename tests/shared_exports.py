@@ -21,9 +21,12 @@ from filelock import FileLock
 from mobile_o_export import export
 from mobile_o_export.backends.base import Artifact, Backend, LowerRequest
 from mobile_o_export.backends.registry import backend
+from mobile_o_export.bundle.manifest import FileEntry, file_digest
 from mobile_o_export.checkpoint import Checkpoint
+from mobile_o_export.errors import BundleError
 from mobile_o_export.export import ExportResult
 from mobile_o_export.golden import Golden
+from mobile_o_export.members import Members, entries
 from mobile_o_export.progress import Say
 from mobile_o_export.targets import Target
 
@@ -139,3 +142,8 @@ class _LoweringOnce:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._vendor, name)
+
+
+def tree(folder: Path) -> dict[str, FileEntry]:
+    """Every file below ``folder``, the manifest too."""
+    return {name: file_digest(Members(folder, BundleError), name) for name, _ in entries(folder)}

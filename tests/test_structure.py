@@ -333,7 +333,6 @@ for name in {[name_of(path) for path in MODULES if path.stem != "__main__"]!r}:
 NEEDS_TORCH = (
     "backends.coreml.convert",
     "backends.coreml.encode",
-    "backends.coreml.interpreted",
     "backends.coreml.interpreter",
     "backends.coreml.rewrites",
     "backends.coreml.write",

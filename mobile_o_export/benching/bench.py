@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from mobile_o_export import memory
-from mobile_o_export.benching.calls import Repeats, calls_to_time, latency
+from mobile_o_export.benching.calls import Repeats, Run, calls_to_time, latency
 from mobile_o_export.benching.machine import Machine
 from mobile_o_export.benching.measured import Call, ComponentRun, Latency, Outcome
 from mobile_o_export.bundle.manifest import (
@@ -184,10 +184,7 @@ def _run_target(task: _TargetTask, say: Say) -> ComponentRun:
     say("loading")
     with BundleRunners(task.folder, task.manifest, task.target).open(task.component) as session:
         calls = calls_to_time(session, task.golden, task.component, functions, graphs, entry.sequence.longest)
-        latencies = []
-        for call in calls:
-            say(f"timing {call.function} on {call.graph}")
-            latencies.append(latency(session.run, task.golden, task.component, call, task.repeats))
+        latencies = _latencies(session.run, task, calls, say)
         return ComponentRun(
             task.target,
             task.component,
@@ -195,7 +192,7 @@ def _run_target(task: _TargetTask, say: Say) -> ComponentRun:
             runtime=session.runtime,
             threads=session.threads,
             peak_bytes=memory.peak_bytes(),
-            functions=tuple(latencies),
+            functions=latencies,
         )
 
 
@@ -222,10 +219,7 @@ def _run_torch(task: _TorchTask, say: Say) -> ComponentRun:
     def run(function: str, inputs: Mapping[str, Array], _graph: str | None) -> dict[str, Array]:
         return runner.run(function, inputs)
 
-    latencies = []
-    for call in task.calls:
-        say(f"timing {call.function}")
-        latencies.append(latency(run, task.golden, task.component, call, task.repeats))
+    latencies = _latencies(run, task, task.calls, say)
     return ComponentRun(
         TORCH,
         task.component,
@@ -233,8 +227,19 @@ def _run_torch(task: _TorchTask, say: Say) -> ComponentRun:
         runtime=runner.runtime,
         threads=runner.threads,
         peak_bytes=memory.peak_bytes(),
-        functions=tuple(latencies),
+        functions=latencies,
     )
+
+
+def _latencies(
+    run: Run, task: _TargetTask | _TorchTask, calls: Iterable[Call], say: Say
+) -> tuple[Latency, ...]:
+    """Of each of ``calls``, in their order."""
+    latencies = []
+    for call in calls:
+        say(f"timing {call.function} on {call.graph}" if call.graph else f"timing {call.function}")
+        latencies.append(latency(run, task.golden, task.component, call, task.repeats))
+    return tuple(latencies)
 
 
 def _recorded(runs: Iterable[ComponentRun]) -> tuple[Call, ...]:

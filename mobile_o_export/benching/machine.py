@@ -9,6 +9,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from mobile_o_export import memory
+
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -37,7 +39,7 @@ class Machine:
         return cls(
             cpu=_cpu_model() or platform.machine(),
             cores=_usable_cores(),
-            memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+            memory_bytes=memory.total_bytes(),
             load=round(os.getloadavg()[0], 2),
             system=platform.platform(),
             python=platform.python_version(),

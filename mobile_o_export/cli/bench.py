@@ -11,6 +11,7 @@ import typer
 from mobile_o_export import __version__
 from mobile_o_export.cli import screen
 from mobile_o_export.cli.console import ProgressPrinter, megabytes, table
+from mobile_o_export.cli.inspect import MergedLora
 from mobile_o_export.cli.model import TargetNames
 from mobile_o_export.cli.paths import expanded
 from mobile_o_export.cli.plan import Components
@@ -38,15 +39,7 @@ def bench(
             callback=expanded,
         ),
     ] = None,
-    lora: Annotated[
-        Path | None,
-        typer.Option(
-            "--lora",
-            help="With --checkpoint: the adapter that was merged.",
-            metavar="DIR",
-            callback=expanded,
-        ),
-    ] = None,
+    lora: MergedLora = None,
     warmup: Annotated[
         int, typer.Option("--warmup", help="Untimed calls of each function first.", min=0, metavar="N")
     ] = 3,

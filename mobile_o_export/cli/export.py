@@ -107,7 +107,7 @@ def export(
         from mobile_o_export.profile import Profile
         from mobile_o_export.targets import load_targets
 
-        profiled = None if profile is None else Profile(progress)
+        profiled = Profile(progress)
         say = partial(progress.done, "cache", "")
         limit = limit_bytes()
         max_memory_bytes = memory_limit(max_memory)
@@ -123,7 +123,7 @@ def export(
                 golden,
                 out,
                 bundle_version,
-                profiled or progress,
+                profiled,
                 calibration=[Path(place) for place in calibration or ()],
                 store=store,
                 jobs=jobs,
@@ -131,12 +131,12 @@ def export(
             )
         except ParityError as error:
             failure = error
-        if profile is not None and profiled is not None:
+        if profile is not None:
             write_profile(profiled, profile)
         if store is not None and store.stored:
             for kept in store.prune(limit):
                 say(f"removed {kept.kind} {kept.folder.name[:8]}, not used for the longest time")
-    if profiled is not None:
+    if profile is not None:
         screen.result(profile_table(profiled))
     if failure is not None:
         screen.result(summary(failure.result.rows))

@@ -16,6 +16,15 @@ Lora = Annotated[
     Path | None,
     typer.Option("--lora", help="A PEFT LoRA adapter to merge.", metavar="DIR", callback=expanded),
 ]
+MergedLora = Annotated[
+    Path | None,
+    typer.Option(
+        "--lora",
+        help="With --checkpoint: the adapter that was merged.",
+        metavar="DIR",
+        callback=expanded,
+    ),
+]
 CheckpointPath = Annotated[
     Path, typer.Argument(help="The checkpoint's folder.", metavar="CKPT", callback=expanded)
 ]

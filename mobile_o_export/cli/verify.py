@@ -10,6 +10,7 @@ import typer
 from mobile_o_export.atomic import staged_file
 from mobile_o_export.cli import screen
 from mobile_o_export.cli.console import ProgressPrinter
+from mobile_o_export.cli.inspect import MergedLora
 from mobile_o_export.cli.model import TargetNames
 from mobile_o_export.cli.paths import expanded, require_output_file
 from mobile_o_export.cli.plan import Components
@@ -42,15 +43,7 @@ def verify(
             callback=expanded,
         ),
     ] = None,
-    lora: Annotated[
-        Path | None,
-        typer.Option(
-            "--lora",
-            help="With --checkpoint: the adapter that was merged.",
-            metavar="DIR",
-            callback=expanded,
-        ),
-    ] = None,
+    lora: MergedLora = None,
     calibration: Annotated[
         list[Path] | None,
         typer.Option(

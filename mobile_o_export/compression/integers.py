@@ -55,10 +55,11 @@ def quantize(groups: Array, bits: int, *, clip: bool = False) -> Integers:
     if not 2 <= bits <= 8:
         raise ValueError(f"integers of weights have 2 to 8 bits, not {bits}")
     values, scales = np.empty(groups.shape, np.int8), np.empty(len(groups), np.float16)
+    most = 2 ** (bits - 1) - 1
     for part in chunks(*groups.shape):
         wide = within_half(groups[part], "quantized")
-        found = _fitted(wide, 2 ** (bits - 1) - 1, clip=clip)
-        values[part], scales[part] = _steps(wide, found, 2 ** (bits - 1) - 1), found
+        found = _fitted(wide, most, clip=clip)
+        values[part], scales[part] = _steps(wide, found, most), found
     return Integers(values, scales)
 
 

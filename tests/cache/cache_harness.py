@@ -6,18 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mobile_o_export.bundle.manifest import FileEntry, file_digest
 from mobile_o_export.cache.store import Store
 from mobile_o_export.checkpoint import Checkpoint
-from mobile_o_export.errors import BundleError
 from mobile_o_export.export import ExportResult, export_bundle
-from mobile_o_export.members import Members, entries
 from mobile_o_export.targets import Target, load_targets
-
-
-def tree(folder: Path) -> dict[str, FileEntry]:
-    """Every file below ``folder``, the manifest too."""
-    return {name: file_digest(Members(folder, BundleError), name) for name, _ in entries(folder)}
 
 
 @dataclass

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cache_harness import Exports, tree
+from cache_harness import Exports
 from safetensors.torch import load_file, save_file
+from shared_exports import tree
 
 from mobile_o_export import export
 from mobile_o_export.cache import store

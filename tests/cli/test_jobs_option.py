@@ -12,22 +12,16 @@ from typing import Any
 
 import pytest
 from cli_harness import REPOSITORY, Cli, finish, start
+from shared_exports import tree
 
-from mobile_o_export.bundle.manifest import FileEntry, file_digest
-from mobile_o_export.errors import BundleError, GateError, LoweringError, UnsupportedError
+from mobile_o_export.errors import GateError, LoweringError, UnsupportedError
 from mobile_o_export.exporting import lowering
-from mobile_o_export.members import Members, entries
 from mobile_o_export.progress import Say
 
 ONE = ("--target", "tensorrt-orin", "--component", "mcp")
 TWO = (*ONE, "--component", "dit")
 TARGETS = ("--component", "mcp", "--target", "litert-cpu", "--target", "coreml-ane")
 UNCOMPRESSED = ("--precision", "uncompressed")
-
-
-def tree(folder: Path) -> dict[str, FileEntry]:
-    """Every file below ``folder``, the manifest too."""
-    return {name: file_digest(Members(folder, BundleError), name) for name, _ in entries(folder)}
 
 
 @pytest.fixture

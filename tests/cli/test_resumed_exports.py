@@ -11,11 +11,9 @@ from pathlib import Path
 
 import pytest
 from cli_harness import start
+from shared_exports import tree
 
-from mobile_o_export.bundle.manifest import FileEntry, file_digest
 from mobile_o_export.cache.store import Store
-from mobile_o_export.errors import BundleError
-from mobile_o_export.members import Members, entries
 
 PARTS = ("--component", "mcp", "--target", "tensorrt-orin", "--target", "onnx-cpu")
 ENTRIES = 4
@@ -25,11 +23,6 @@ KILLS = int(os.environ.get("MOBILE_O_KILLS", "3"))
 """How many exports are killed."""
 
 LONGEST_WAIT_SECONDS = 2.0
-
-
-def tree(folder: Path) -> dict[str, FileEntry]:
-    """Every file below ``folder``, the manifest too."""
-    return {name: file_digest(Members(folder, BundleError), name) for name, _ in entries(folder)}
 
 
 @pytest.mark.slow

@@ -9,35 +9,34 @@ from typing import Any
 from mobile_o_export import __version__, memory
 from mobile_o_export.backends import versions
 from mobile_o_export.backends.base import Executor
-from mobile_o_export.backends.coreml.interpreter.rounding import Rounding
 from mobile_o_export.errors import GateError, MissingToolError
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.quiet import captured
 
 
 class InterpreterExecutor(Executor):
-    """Functions of one package, each result rounded to its MIL type, sharing one state."""
+    """Functions of one package, sharing one state; each result is rounded to its MIL type, or is ``fp32``."""
 
     rounds_to_half = True
 
     def __init__(
-        self, package: Path, entries: Mapping[str, str], component: str, rounding: Rounding = Rounding.TYPED
+        self, package: Path, entries: Mapping[str, str], component: str, *, fp32: bool = False
     ) -> None:
         try:
             with captured(f"{component}: importing coremltools"):
                 import torch
 
-                from mobile_o_export.backends.coreml.interpreter import load_mlpackage
+                from mobile_o_export.backends.coreml.interpreter import Rounding, load_mlpackage
         except ImportError as error:
             raise MissingToolError(
                 f"{component}: .mlpackage folders need coremltools; pip install coremltools"
             ) from error
-        how = "rounding to MIL types" if rounding is Rounding.TYPED else "in fp32"
+        how = "in fp32" if fp32 else "rounding to MIL types"
         self.runtime = f"MIL interpreter {__version__}, torch {_torch()} ({how})"
         self.threads = torch.get_num_threads()
         memory.keep_freed()
         self._program = load_mlpackage(package)
-        self._rounding = rounding
+        self._rounding = Rounding.FP32 if fp32 else Rounding.TYPED
         self._entries = entries
         self._component = component
         self._interpreters: dict[str, Any] = {}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -20,6 +19,7 @@ from mobile_o_export.backends.litert.operators import NEEDS
 from mobile_o_export.backends.litert.restore import restored
 from mobile_o_export.compression.half import within_half
 from mobile_o_export.compression.placeholders import Kept
+from mobile_o_export.digests import array_digest
 from mobile_o_export.errors import LoweringError
 from mobile_o_export.precision import Activations, Integer
 
@@ -213,15 +213,19 @@ class Pass:
             tensor = graph.tensors[number]
             weight = self._weight(tensor, names[number], uses[0]) if number in names else None
             found = weight if isinstance(weight, Found) else None
-            if found is not None:
-                encoded[id(tensor)] = found
-                self._store_integers(graph, tensor, found)
+            if isinstance(weight, Found):
+                encoded[id(tensor)] = weight
+                self._store_integers(graph, tensor, weight)
             elif self.half and any(use.kind in WEIGHTED and use.slot == 1 for use in uses):
-                self._store_half(tensor, weight if isinstance(weight, Turned) else None)
+                if weight is None:
+                    self._store_half(tensor)
+                else:
+                    self._store(tensor, weight, np.float16)
                 halved |= {id(use.operator) for use in uses if use.slot == 1}
+            elif weight is not None:
+                self._store(tensor, weight, np.float32)
+                continue
             else:
-                if isinstance(weight, Turned):
-                    self._store(tensor, weight, np.float32)
                 continue
             rest = []
             for use in uses:
@@ -296,14 +300,11 @@ class Pass:
     def _half_copy(self, graph: Any, tensor: Any) -> int:
         """The number of a new fp16 tensor of a float32 constant's numbers."""
         number = self.add_tensor(graph, tensor.name + b".half", tensor.shape, "FLOAT32", tensor.buffer)
-        self._store_half(graph.tensors[number], None)
+        self._store_half(graph.tensors[number])
         return number
 
-    def _store_half(self, tensor: Any, weight: Turned | None) -> None:
-        """Makes a float32 constant, or the one that ``weight`` is to be, an fp16 one."""
-        if weight is not None:
-            self._store(tensor, weight, np.float16)
-            return
+    def _store_half(self, tensor: Any) -> None:
+        """Makes a float32 constant an fp16 one."""
         key = (int(tensor.buffer), "FLOAT16")
         if key not in self.buffers:
             content = within_half(self.content(tensor), "stored as fp16").astype(np.float16)
@@ -318,10 +319,10 @@ class Pass:
         tensor.type = getattr(self.schema.TensorType, dtype.__name__.upper())
 
     def _held(self, key: tuple[Any, ...], make: Callable[[], Array]) -> int:
-        """The index of a buffer of what ``make`` gives, whatever has the same bytes; by ``key`` once made."""
+        """The index of a buffer of what ``make`` gives, one for equal arrays; by ``key`` once made."""
         if key not in self.buffers:
-            content = np.ascontiguousarray(make())
-            digest = sha256(flatbuffer.data_bytes(content)).hexdigest()
+            content = make()
+            digest = array_digest(content)
             if digest not in self._by_content:
                 held = flatbuffer.Held(content.nbytes, make)
                 self._by_content[digest] = flatbuffer.add_buffer(self.model, held)

@@ -104,12 +104,12 @@ def _size(data: Any) -> int:
 
 def _bytes(data: Any) -> memoryview:
     """What a buffer's ``data`` is in the file."""
-    return memoryview(data_bytes(data.make()) if isinstance(data, Held) else data)
+    return memoryview(_flat(data.make()) if isinstance(data, Held) else data)
 
 
-def data_bytes(content: Array) -> Any:
-    """An array's bytes in row-major order."""
-    return np.ascontiguousarray(content).reshape(-1).view(np.uint8).data
+def _flat(content: Array) -> Any:
+    """An array's bytes in row-major order, uint8."""
+    return np.ascontiguousarray(content).reshape(-1).view(np.uint8)
 
 
 def add_buffer(model: Any, content: Array | Held) -> int:
@@ -117,8 +117,7 @@ def add_buffer(model: Any, content: Array | Held) -> int:
     from ai_edge_litert.schema_py_generated import BufferT
 
     buffer = BufferT()
-    whole = isinstance(content, Held)
-    buffer.data = content if whole else np.ascontiguousarray(content).reshape(-1).view(np.uint8)
+    buffer.data = content if isinstance(content, Held) else _flat(content)
     model.buffers.append(buffer)
     return len(model.buffers) - 1
 

@@ -37,10 +37,10 @@ def _restored(tensor: Any, scales: Any, buffers: Any, part: slice) -> Array:
 
     ``DEQUANTIZE`` restores scales of channels, and a lookup of every row those of blocks.
     """
-    shape = (part.stop - part.start, *tensor.shape[1:])
     from ai_edge_litert import schema_py_generated as schema
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
+    shape = (part.stop - part.start, *tensor.shape[1:])
     model, graph, operator = schema.ModelT(), schema.SubGraphT(), schema.OperatorT()
     model.version, model.buffers, model.operatorCodes = 3, [schema.BufferT()], []
     graph.tensors, graph.inputs, graph.outputs, graph.operators = [], [], [0], [operator]
