@@ -27,7 +27,8 @@ from mobile_o_export.atomic import staged_folder
 from mobile_o_export.checkpoint import Checkpoint
 from mobile_o_export.checkpoint.initialise import init_checkpoint
 from mobile_o_export.cli.console import megabytes, table
-from mobile_o_export.export import ParityError, export_bundle, record_golden
+from mobile_o_export.export import ParityError, export_bundle
+from mobile_o_export.golden.record import record_golden
 from mobile_o_export.parity.chain import CHAIN
 from mobile_o_export.parity.judge import Status
 from mobile_o_export.plan import BASE_MEMORY_BYTES

@@ -52,8 +52,7 @@ def staged_folder(final: Path, required_bytes: int, say: Say = silent) -> Iterat
         OutOfSpaceError: the disk has less room than ``required_bytes``, or fills up during the block.
     """
     final = Path(final)
-    if final.exists() or final.is_symlink():
-        raise _exists(final)
+    require_new(final)
     missing_parents = [parent for parent in final.parents if not parent.exists()]
     nearest = next(parent for parent in final.parents if parent.exists())
     remove_abandoned(final.parent, say)
@@ -86,12 +85,46 @@ def staged_folder(final: Path, required_bytes: int, say: Say = silent) -> Iterat
             except OSError:
                 break
         if _is_out_of_space(error) and not isinstance(error, OutOfSpaceError):
-            raise OutOfSpaceError(
-                f"{final}: the disk filled up while it was written; what was written is removed. "
-                "Free some space or choose another disk, then run the command again."
-            ) from error
+            raise _filled(final) from error
         raise
     finally:
+        _unlock(lock)
+
+
+@contextmanager
+def working_folder(parent: Path, required_bytes: int, say: Say = silent) -> Iterator[Path]:
+    """A new folder in ``parent`` that is there for as long as the block runs.
+
+    A killed process leaves it behind; the next one that works in ``parent`` removes it.
+
+    Args:
+        parent: is made where it is missing.
+        required_bytes: a bound on what will be written, compared with the free space before the block runs.
+        say: told of each unfinished folder or file that was found and removed.
+
+    Raises:
+        UsageError: ``parent`` cannot be written.
+        OutOfSpaceError: the disk has less room than ``required_bytes``, or fills up during the block.
+    """
+    remove_abandoned(parent, say)
+    try:
+        parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _require_space(parent, parent, required_bytes)
+        work, lock = _begun(parent, "work", lambda path: path.mkdir())
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise _filled(parent) from error
+        raise UsageError(
+            f"{parent}: nothing can be made there ({error.strerror}). Choose a folder that you may write to."
+        ) from error
+    try:
+        yield work
+    except BaseException as error:
+        if _is_out_of_space(error) and not isinstance(error, OutOfSpaceError):
+            raise _filled(parent) from error
+        raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
         _unlock(lock)
 
 
@@ -126,6 +159,12 @@ def staged_file(final: Path, say: Say = silent) -> Iterator[Path]:
         if partial is not None:
             partial.unlink(missing_ok=True)
         _unlock(lock)
+
+
+def require_new(final: Path) -> None:
+    """Raises UsageError where something lies at ``final``."""
+    if final.exists() or final.is_symlink():
+        raise _exists(final)
 
 
 def remove_abandoned(parent: Path, say: Say) -> None:
@@ -227,6 +266,13 @@ def _require_space(disk: Path, final: Path, required_bytes: int) -> None:
             f"{final}: needs {required_bytes / 1e9:.2f} GB and its disk has {free_bytes / 1e9:.2f} GB free. "
             "Free some space or choose another disk."
         )
+
+
+def _filled(final: Path) -> OutOfSpaceError:
+    return OutOfSpaceError(
+        f"{final}: the disk filled up while it was written; what was written is removed. "
+        "Free some space or choose another disk, then run the command again."
+    )
 
 
 def _exists(final: Path) -> UsageError:

@@ -13,6 +13,10 @@ from mobile_o_export.errors import LoweringError, OutOfMemoryError
 from mobile_o_export.progress import Begun, Say
 from mobile_o_export.workers import ProcessDiedError, ProcessKilledError, Worker
 
+LESS_AT_ONCE = (
+    "Give fewer --jobs, or a smaller --max-memory, so that less is done at once; or close other programs."
+)
+
 ResultT = TypeVar("ResultT")
 ResultT_co = TypeVar("ResultT_co", covariant=True)
 
@@ -78,12 +82,14 @@ class Pool:
             is above it runs when no other does.
         say: told, once a run, that memory keeps jobs waiting.
         start: starts a job in a process of its own.
+        remedy: what to do where the system killed one.
     """
 
     workers: int
     memory_bytes: int
     say: Say
     start: Callable[[Job[Any]], _Working[Any]] = lambda job: Worker(job.work, job.task, job.say)
+    remedy: str = LESS_AT_ONCE
 
     def run(self, jobs: Iterable[Job[ResultT]]) -> None:
         """Runs ``jobs`` and tells each its result; they are started in their order.
@@ -124,7 +130,7 @@ class Pool:
                     return
                 for connection in cast(list[Connection], wait(list(running))):
                     job, worker = running[connection]
-                    if _heard(job, worker):
+                    if self._heard(job, worker):
                         del running[connection]
                         worker.close()
                         job.done(worker.result)
@@ -132,24 +138,23 @@ class Pool:
             for _, worker in running.values():
                 worker.close()
 
+    def _heard(self, job: Job[ResultT], worker: _Working[ResultT]) -> bool:
+        """Whether the worker of ``job`` has its result; a process that died is said to be of that job."""
+        try:
+            return worker.heard()
+        except ProcessKilledError as error:
+            raise OutOfMemoryError(
+                f"{job.name}: {error}. {self.remedy} Unless --no-cache was given, what was finished is kept: "
+                "the same command goes on from there."
+            ) from None
+        except ProcessDiedError as error:
+            raise LoweringError(
+                f"{job.name}: {error}. Run the command again in one process (--jobs 1, and no cluster); if "
+                "that fails too, please report it."
+            ) from None
+
     def _memory_is_short(self, running: int, following: Job[Any]) -> str:
         return (
             f"{running} at once instead of {self.workers}: {following.name} waits for memory (it takes about "
             f"{following.memory_bytes / 1e9:.1f} GB, and all may take {self.memory_bytes / 1e9:.1f} GB)"
         )
-
-
-def _heard(job: Job[ResultT], worker: _Working[ResultT]) -> bool:
-    """Whether the worker of ``job`` has its result; a process that died is said to be of that job."""
-    try:
-        return worker.heard()
-    except ProcessKilledError as error:
-        raise OutOfMemoryError(
-            f"{job.name}: {error}. Give fewer --jobs, or a smaller --max-memory, so that less is done at "
-            "once; or close other programs. Unless --no-cache was given, what was finished is kept: the same "
-            "command goes on from there."
-        ) from None
-    except ProcessDiedError as error:
-        raise LoweringError(
-            f"{job.name}: {error}. Run the command again with --jobs 1; if that fails too, please report it."
-        ) from None

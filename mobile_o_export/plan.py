@@ -13,6 +13,7 @@ from mobile_o_export.components.registry import COMPONENT_NAMES, chosen_componen
 from mobile_o_export.compression.form import Form
 from mobile_o_export.compression.recipe import Recipe
 from mobile_o_export.errors import ConfigError
+from mobile_o_export.golden.record import GOLDEN_ROOM_BYTES
 from mobile_o_export.parity.gates import Gate, shipped_gates
 from mobile_o_export.pipelines.schedule import SchedulerConfig
 from mobile_o_export.pipelines.template_ids import require_template_ids
@@ -34,6 +35,9 @@ LOADED_BYTES = 480_000_000
 
 COMPRESSING_BYTES = 220_000_000
 """What compressing a few million weights at a time takes."""
+
+WORKING_COPIES = 2.5
+"""Room for the files beside the parts they are merged from, over their estimated size."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,29 @@ def plan(
     SchedulerConfig.of(checkpoint.config.diffusion.scheduler)
     require_template_ids(checkpoint)
     return tuple(_item(checkpoint, target, name, names) for target in targets for name in names)
+
+
+def room_bytes(items: Iterable[PlanItem]) -> int:
+    """A bound on what a folder takes that ``items`` are made in, their golden included."""
+    return GOLDEN_ROOM_BYTES + int(WORKING_COPIES * sum(item.size_bytes for item in items))
+
+
+def peak_bytes(items: Iterable[PlanItem]) -> int:
+    """The estimated peak of an export that makes one of ``items`` after the other."""
+    return max((item.memory_bytes for item in items if item.request is not None), default=0)
+
+
+def short_of_memory(items: Sequence[PlanItem], available_bytes: int) -> str:
+    """What to say where a component needs more memory than is available; empty where none does."""
+    large = [item for item in items if item.request is not None and item.memory_bytes > available_bytes]
+    if not large:
+        return ""
+    first = max(large, key=lambda item: item.memory_bytes)
+    return (
+        f"{len(large)} of {len(items)} need more memory than the {available_bytes / 1e9:.1f} GB that are "
+        f"available here, most {first.target}, {first.component}: {first.memory_bytes / 1e9:.1f} GB. The "
+        "export may be slow, or the system may end it; close other programs, or use a larger machine"
+    )
 
 
 def _item(checkpoint: Checkpoint, target: Target, name: str, names: Sequence[str]) -> PlanItem:

@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Generic, TypeVar, cast
@@ -38,6 +39,50 @@ class ProcessKilledError(ProcessDiedError):
 
 class WorkerTraceback(Exception):  # noqa: N818 - the cause of an error, which carries the name
     """Where in a worker an error was raised; the message is the traceback."""
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[ResultT]):
+    """What work in another process came to: something that can be pickled.
+
+    Attributes:
+        value: the result, or None with an error.
+        error: as this process raises it.
+        cause: the traceback of the error's cause, if any.
+    """
+
+    value: ResultT | None
+    error: Exception | None = None
+    cause: str | None = None
+
+    @classmethod
+    def of(cls, work: Callable[[TaskT, Say], ResultT], task: TaskT, say: Say) -> Outcome[ResultT]:
+        """What ``work`` makes of ``task``, in the process that does it."""
+        try:
+            return Outcome(work(task, say))
+        except ExportError as error:
+            cause = None if error.__cause__ is None else "".join(traceback.format_exception(error.__cause__))
+            return Outcome(None, _plain(error)(str(error)), cause)
+        except MemoryError:
+            return Outcome(None, ProcessKilledError("its process ran out of memory"))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the parent raises it
+            trace = traceback.format_exc()
+            if isinstance(error, OSError) and error.errno is not None:
+                return Outcome(None, OSError(error.errno, error.strerror, error.filename), trace)
+            return Outcome(None, RuntimeError(trace))
+
+    def result(self) -> ResultT:
+        """The result, in the process that asked for it.
+
+        Raises:
+            ExportError: what the work raised, of the same class and with the same message.
+            ProcessKilledError: it ran out of memory.
+            OSError: as the work raised it, with its number and file.
+            RuntimeError: the work raised anything else; the message is its traceback.
+        """
+        if self.error is not None:
+            raise self.error from (None if self.cause is None else WorkerTraceback(self.cause))
+        return cast(ResultT, self.value)
 
 
 class Worker(Generic[ResultT]):
@@ -101,12 +146,9 @@ class Worker(Generic[ResultT]):
             self._phrase = found
             self._say(found)
             return False
-        result, error, cause = found
         # Runtimes clean up when a process ends by itself: Core ML removes what it compiled.
         self._process.join(ENDING_SECONDS)
-        if error is not None:
-            raise error from (None if cause is None else WorkerTraceback(cause))
-        self._result.append(cast(ResultT, result))
+        self._result.append(cast(Outcome[ResultT], found).result())
         return True
 
     def close(self) -> None:
@@ -129,29 +171,14 @@ def run_alone(work: Callable[[TaskT, Say], ResultT], task: TaskT, say: Say) -> R
 
 
 def _report(work: Callable[[TaskT, Say], ResultT], task: TaskT, temporary: str, out: Connection) -> None:
-    """Sends what ``work`` says and what it comes to: the new process's part.
-
-    Last comes the result, the error and the traceback of the error's cause, each or None.
-    """
+    """Sends what ``work`` says and what it comes to, last its :class:`Outcome`: the new process's part."""
     threading.Thread(target=_end_with_the_parent, args=(temporary,), daemon=True).start()
     os.environ["TMPDIR"] = tempfile.tempdir = temporary
 
     def say(phrase: str) -> None:
         out.send(phrase)
 
-    try:
-        out.send((work(task, say), None, None))
-    except ExportError as error:
-        cause = None if error.__cause__ is None else "".join(traceback.format_exception(error.__cause__))
-        out.send((None, _plain(error)(str(error)), cause))
-    except MemoryError:
-        out.send((None, ProcessKilledError("its process ran out of memory"), None))
-    except Exception as error:  # noqa: BLE001 - whatever it is, the parent raises it
-        trace = traceback.format_exc()
-        if isinstance(error, OSError) and error.errno is not None:
-            out.send((None, OSError(error.errno, error.strerror, error.filename), trace))
-        else:
-            out.send((None, RuntimeError(trace), None))
+    out.send(Outcome.of(work, task, say))
 
 
 def _end_with_the_parent(temporary: str) -> None:

@@ -18,14 +18,15 @@ from typing import Any, cast
 import pytest
 from filelock import FileLock
 
-from mobile_o_export import export
 from mobile_o_export.backends.base import Artifact, Backend, LowerRequest
 from mobile_o_export.backends.registry import backend
 from mobile_o_export.bundle.manifest import FileEntry, file_digest
 from mobile_o_export.checkpoint import Checkpoint
 from mobile_o_export.errors import BundleError
-from mobile_o_export.export import ExportResult
+from mobile_o_export.export import ExportResult, export_bundle
+from mobile_o_export.exporting import lowering
 from mobile_o_export.golden import Golden
+from mobile_o_export.golden.record import record_golden
 from mobile_o_export.members import Members, entries
 from mobile_o_export.progress import Say
 from mobile_o_export.targets import Target
@@ -77,7 +78,7 @@ class SharedExports:
         place = self.once(
             "golden",
             [checkpoint.digest, asked],
-            lambda folder: export.record_golden(checkpoint, prompts, folder, lambda *_: None),
+            lambda folder: record_golden(checkpoint, prompts, folder, lambda *_: None),
         )
         return Golden.open(place)
 
@@ -111,9 +112,9 @@ class SharedExports:
 
         def make(place: Path) -> None:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(export, "backend", lambda name: _LoweringOnce(backend(name), self))
+                patch.setattr(lowering, "backend", lambda name: _LoweringOnce(backend(name), self))
                 out = place / "bundle"
-                result = export.export_bundle(
+                result = export_bundle(
                     checkpoint, targets, components, golden.path, out, "1.2.3", lambda *_: None
                 )
             (place / RESULT).write_bytes(

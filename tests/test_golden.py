@@ -18,9 +18,9 @@ from mobile_o_export.bundle.verify import GOLDEN_FOLDER
 from mobile_o_export.checkpoint import Checkpoint
 from mobile_o_export.components.registry import COMPONENT_NAMES, component
 from mobile_o_export.errors import GoldenError
-from mobile_o_export.export import record_golden
 from mobile_o_export.golden import Golden
 from mobile_o_export.golden.encoding import Encoding, decode, encode, key_of
+from mobile_o_export.golden.record import record_golden
 from mobile_o_export.golden.requests import load_requests
 from mobile_o_export.golden.store import INDEX, TENSORS, Recorder
 from mobile_o_export.parity.metrics import Array

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
@@ -82,11 +82,15 @@ class Outcomes(Strict):
 
 
 class OutcomeWriter:
-    """Writes ``chains/`` of a bundle while its chains are judged; PyTorch's own come first."""
+    """Writes ``chains/`` of a bundle while its chains are judged.
 
-    def __init__(self, bundle: Path, golden: Golden) -> None:
+    PyTorch's own come first, then those of ``targets`` in their order, whichever are judged first.
+    """
+
+    def __init__(self, bundle: Path, golden: Golden, targets: Sequence[str]) -> None:
         self._bundle = bundle
         self._golden = golden
+        self._order = (TORCH, *targets)
         self._outcomes: list[Outcome] = []
         (bundle / OUTCOMES_FOLDER).mkdir()
         tokenizer = Tokenizer(bundle / TOKENIZER_FOLDER)
@@ -95,12 +99,12 @@ class OutcomeWriter:
         for answered in golden.index.answers:
             self._add(TORCH, answered, None, tokenizer.decode(answered.tokens))
 
-    def add(self, target: str, chain: Chain, result: Drawing | Answer) -> None:
-        """What ``target`` made of ``chain``."""
-        if isinstance(result, Answer):
-            self._add(target, chain, None, result.text)
+    def add(self, target: str, chain: Chain, result: Array | str) -> None:
+        """What ``target`` made of ``chain``: a picture, float32 [1, 3, O, O] in -1..1, or an answer."""
+        if isinstance(result, str):
+            self._add(target, chain, None, result)
         else:
-            self._add(target, chain, result.image, None)
+            self._add(target, chain, result, None)
 
     def of(self, target: str) -> tuple[Outcome, ...]:
         """What was added of ``target``."""
@@ -116,7 +120,8 @@ class OutcomeWriter:
 
     def write(self) -> None:
         """Writes the list, when all of them are there."""
-        content = Outcomes(outcomes=tuple(self._outcomes)).model_dump(mode="json")
+        ordered = tuple(outcome for target in self._order for outcome in self.of(target))
+        content = Outcomes(outcomes=ordered).model_dump(mode="json")
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         (self._bundle / OUTCOMES_FOLDER / OUTCOMES).write_text(text, encoding="utf-8")
 
@@ -134,8 +139,8 @@ class OutcomeWriter:
         self._outcomes.append(outcome)
 
     def _picture_name(self, target: str, case: str) -> str:
-        """Of the next outcome. Names of cases may hold anything; the number keeps their pictures apart."""
-        return f"{len(self._outcomes):03}-{target}-{case}"
+        """Of the target's next outcome. Names of cases may hold anything; the numbers keep them apart."""
+        return f"{self._order.index(target)}-{len(self.of(target)):03}-{target}-{case}"
 
     def _given(self, key: str) -> MemberName:
         """The picture that a chain starts from, once for all chains and targets."""

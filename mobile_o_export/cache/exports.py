@@ -82,7 +82,7 @@ class ExportCache:
     ) -> None:
         self._store = store
         self._checkpoint = checkpoint
-        self._require_unchanged = require_unchanged
+        self.require_unchanged = require_unchanged
         self._digests: dict[Path, str] = {}
         self._goldens: dict[Path, str] = {}
 
@@ -100,7 +100,7 @@ class ExportCache:
             return True
         place.mkdir()
         record()
-        self._require_unchanged()
+        self.require_unchanged()
         self._store.put(GOLDEN, parts, {f"{FILES}/{name}": place / name for name in GOLDEN_FILES})
         return False
 
@@ -119,7 +119,7 @@ class ExportCache:
         parts = lowered_parts(request, self._checkpoint, vendor, digests)
 
         def keep(made: Lowered) -> None:
-            self._require_unchanged()
+            self.require_unchanged()
             files: dict[str, Path | bytes] = {f"{FILES}/{name}": place / name for name in made.files}
             store.put(LOWERED, parts, {**files, GRAPHS: _json(_Graphs(graphs=made.graphs))})
 
@@ -152,32 +152,34 @@ class ExportCache:
         golden: Golden,
         target: str,
         outcomes: OutcomeWriter,
-        judge: Callable[[], list[Row]],
-    ) -> tuple[list[Row], bool]:
-        """The rows of a target's chains, and whether they were in the cache.
+    ) -> Found[list[Row]]:
+        """The rows of a target's chains; if they are in the cache, what came out is added to ``outcomes``.
 
-        ``judge`` computes them and adds what they made to ``outcomes``; only what passed is kept.
+        Only what passed is kept, with what ``outcomes`` has of it by then.
         """
         if self._store is None:
-            return judge(), False
+            return Found(None, lambda _: None)
+        store = self._store
         files: dict[str, str] = {}
         for below in (target, CONFIG_FOLDER, TOKENIZER_FOLDER):
             files |= self._digests_below(folder, below)
         parts = chain_parts(manifest, self._golden_digest(golden), target, files)
-        found = self._store.get(CHAINS, parts, _chained)
-        if found is not None:
-            rows, made = found
-            for outcome, picture in made:
-                outcomes.add_again(outcome, picture)
-            return rows, True
-        rows = judge()
-        if verdict(rows) is Status.PASSED:
-            added = outcomes.of(target)
-            drawn = [outcome.picture for outcome in added if outcome.picture is not None]
-            pictures: dict[str, Path | bytes] = {f"{FILES}/{name}": folder / name for name in drawn}
-            told = {ROWS: _json(_Rows(rows=tuple(rows))), OUTCOMES: _json(_Outcomes(outcomes=added))}
-            self._store.put(CHAINS, parts, {**pictures, **told})
-        return rows, False
+
+        def keep(rows: list[Row]) -> None:
+            if verdict(rows) is Status.PASSED:
+                added = outcomes.of(target)
+                drawn = [outcome.picture for outcome in added if outcome.picture is not None]
+                pictures: dict[str, Path | bytes] = {f"{FILES}/{name}": folder / name for name in drawn}
+                told = {ROWS: _json(_Rows(rows=tuple(rows))), OUTCOMES: _json(_Outcomes(outcomes=added))}
+                store.put(CHAINS, parts, {**pictures, **told})
+
+        found = store.get(CHAINS, parts, _chained)
+        if found is None:
+            return Found(None, keep)
+        rows, made = found
+        for outcome, picture in made:
+            outcomes.add_again(outcome, picture)
+        return Found(rows, keep)
 
     def _digests_below(self, folder: Path, below: str) -> dict[str, str]:
         """The digest of each file of the bundle in ``folder`` that lies below ``below``, by its name."""

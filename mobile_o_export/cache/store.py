@@ -21,19 +21,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from mobile_o_export.atomic import remove_abandoned, remove_folder, staged_file, staged_folder
 from mobile_o_export.bundle.manifest import FileEntry
 from mobile_o_export.cache.entry import BLOCK_BYTES, INDEX, SCHEMA, Entry, EntryError, EntryIndex
+from mobile_o_export.cache.layout import MARKER, CacheError, marker, require_known
+from mobile_o_export.cache.mirror import Mirror, MirrorError
 from mobile_o_export.digests import json_digest
 from mobile_o_export.errors import ExportError, UsageError
 from mobile_o_export.members import MemberName, Members
 from mobile_o_export.progress import Say, silent
 from mobile_o_export.strict import Versioned
-
-LAYOUT: Final = 1
-MARKER = "cache.json"
 
 SPARE_BYTES = 2**30
 """Left free on the cache's disk, which may be the one that the bundle is written to."""
@@ -42,10 +41,6 @@ _KIND, _SHORT, _KEY = "[a-z]+", "[0-9a-f]{2}", "[0-9a-f]{64}"
 """What the names of the three levels of folders look like; nothing else is ever removed."""
 
 ResultT = TypeVar("ResultT")
-
-
-class CacheError(ExportError):
-    """A cache that cannot be used: damaged, or written by a newer version."""
 
 
 @dataclass(frozen=True)
@@ -69,27 +64,45 @@ class Store:
 
     Attributes:
         root: the folder.
+        mirror: where others find what is in the folder, and it what they stored; None for nowhere.
         stored: how many entries were stored by this process.
+        used: the names of all that it has found or stored, ``kind/short/key``.
     """
 
-    def __init__(self, root: Path, say: Say = silent) -> None:
+    def __init__(self, root: Path, say: Say = silent, mirror: Mirror | None = None) -> None:
         self.root = root
+        self.mirror = mirror
         self.stored = 0
+        self.used: set[str] = set()
         self._say = say
         self._stopped = False
+        self._alone = False
+
+    @property
+    def keeps(self) -> bool:
+        """Whether all that was to be kept has been, so far, here and in the mirror."""
+        return not self._stopped and not self._alone
+
+    @property
+    def place(self) -> str:
+        """Where it is, for messages."""
+        return str(self.root) if self.mirror is None else str(self.mirror)
 
     @classmethod
-    def open(cls, root: Path, say: Say = silent) -> Store:
+    def open(cls, root: Path, say: Say = silent, mirror: Mirror | None = None) -> Store:
         """The cache in the folder ``root``, which is made when the first entry is stored.
 
         Args:
             root: the folder.
             say: told what is wrong with the cache, and what becomes of it.
+            mirror: another place that has all entries too, for other machines.
 
         Raises:
             UsageError: something else lies there.
             CacheError: it was written by a newer version, or cannot be read.
         """
+        if mirror is not None:
+            mirror.require_layout()
         marked = Members(root, CacheError, "Remove that file, or the whole folder.")
         try:
             there = os.path.lexists(root)
@@ -101,17 +114,12 @@ class Store:
         except OSError as error:
             raise CacheError(f"{root}: the cache cannot be read ({error.strerror}).") from error
         if MARKER in names:
-            version = marked.json(MARKER, Versioned).schema_version
-            if version > LAYOUT:
-                raise CacheError(
-                    f"{root}: this cache was written by a newer version (layout {version}, and this version "
-                    f"knows {LAYOUT}). Choose another folder, or use the version that wrote it."
-                )
+            require_known(str(root), marked.json(MARKER, Versioned).schema_version)
         elif others := [name for name in sorted(names) if not name.endswith(".partial")]:
             raise UsageError(
                 f"{root}: holds {others[0]} and is no cache. Choose a folder that is empty or new for it."
             )
-        return cls(root, say)
+        return cls(root, say, mirror)
 
     def get(self, kind: str, parts: Mapping[str, Any], take: Callable[[Entry], ResultT]) -> ResultT | None:
         """What ``take`` makes of the result that follows from ``parts``; None where it is not here.
@@ -124,7 +132,8 @@ class Store:
             take: reads the entry's files; may be called and fail before None is returned.
         """
         folder = self._folder(kind, parts)
-        if not os.path.lexists(folder):
+        fetched = not os.path.lexists(folder)
+        if fetched and not self._mirrored(lambda mirror: self._fetched(mirror, folder)):
             return None
         try:
             entry = Entry.open(folder)
@@ -142,6 +151,9 @@ class Store:
             return None
         with suppress(OSError):
             os.utime(folder / INDEX)
+        self.used.add(self._name(folder))
+        if not fetched:
+            self._mirrored(lambda mirror: mirror.has(self._name(folder)) or self._sent(mirror, folder))
         return found
 
     def put(self, kind: str, parts: Mapping[str, Any], files: Mapping[str, Path | bytes]) -> None:
@@ -172,6 +184,12 @@ class Store:
                 self._say(f"nothing more is kept: {error}")
             return
         self.stored += 1
+        self.used.add(self._name(folder))
+        self._mirrored(lambda mirror: self._sent(mirror, folder))
+
+    def has(self, name: str) -> bool:
+        """Whether the entry ``name``, ``kind/short/key``, is here or in the mirror."""
+        return os.path.lexists(self.root / name) or self._mirrored(lambda mirror: mirror.has(name))
 
     def kept(self) -> Iterator[Kept]:
         """Every entry, in order of its name."""
@@ -217,6 +235,31 @@ class Store:
             return False
         return True
 
+    def _mirrored(self, use: Callable[[Mirror], bool]) -> bool:
+        """What ``use`` says of the mirror; False without one. Where it fails, it is not used any more."""
+        if self.mirror is None or self._alone:
+            return False
+        try:
+            return use(self.mirror)
+        except MirrorError as error:
+            self._alone = True
+            self._say(f"{error} Only {self.root} is used from now on")
+            return False
+
+    def _fetched(self, mirror: Mirror, folder: Path) -> bool:
+        try:
+            self._mark()
+        except OSError as error:
+            raise MirrorError(f"{self.root}: cannot be written ({error.strerror}).") from error
+        return mirror.fetch(folder, self._name(folder), SPARE_BYTES)
+
+    def _sent(self, mirror: Mirror, folder: Path) -> bool:
+        mirror.send(folder, self._name(folder))
+        return True
+
+    def _name(self, folder: Path) -> str:
+        return folder.relative_to(self.root).as_posix()
+
     def _folder(self, kind: str, parts: Mapping[str, Any]) -> Path:
         key = json_digest({"kind": kind, "schema": SCHEMA, "parts": parts})
         return self.root / kind / key[:2] / key
@@ -226,7 +269,7 @@ class Store:
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not (self.root / MARKER).exists():
             with staged_file(self.root / MARKER) as partial:
-                partial.write_text(json.dumps({"schema_version": LAYOUT}) + "\n")
+                partial.write_bytes(marker())
 
 
 def _written(given: Path | bytes, place: Path) -> FileEntry:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mobile_o_export.cli import screen
-from mobile_o_export.cli.caching import FOLDER_VARIABLE, CacheFolder, cache_folder, limit_bytes
+from mobile_o_export.cli.caching import FOLDER_VARIABLE, CachePlace, chosen_cache, limit_bytes
 from mobile_o_export.cli.console import ProgressPrinter, megabytes, table
 from mobile_o_export.cli.inspect import Lora
 from mobile_o_export.cli.paths import expanded
@@ -28,14 +29,15 @@ DAY_SECONDS = 86400.0
 
 @app.command("show")
 def show(
-    cache: CacheFolder = None,
+    cache: CachePlace = None,
     json_output: Annotated[
         bool, typer.Option("--json", help="Print a JSON object instead of a table.")
     ] = False,
 ) -> None:
     """Say where the cache is and what it holds."""
     with ProgressPrinter() as progress:
-        kept = list(_opened(cache, progress).kept())
+        store = _opened(cache, progress)
+        kept = list(store.kept())
     kinds = sorted({entry.kind for entry in kept})
     rows: list[dict[str, Any]] = [
         {
@@ -48,9 +50,8 @@ def show(
         for kind in kinds
     ]
     total = sum(entry.size_bytes for entry in kept)
-    folder = _folder(cache)
     if json_output:
-        content = {"schema": 1, "folder": str(folder), "size_bytes": total, "limit_bytes": limit_bytes()}
+        content = {"schema": 1, "folder": str(store.root), "size_bytes": total, "limit_bytes": limit_bytes()}
         screen.result_json({**content, "rows": rows})
         return
     shown = [
@@ -64,12 +65,12 @@ def show(
         for row in rows
     ]
     screen.result(table(["kind", "entries", "size", "last used", ""], shown, right=(1, 2)))
-    screen.result(f"\n{megabytes(total)} of {megabytes(limit_bytes())}\ncache: {folder}")
+    screen.result(f"\n{megabytes(total)} of {megabytes(limit_bytes())}\ncache: {store.root}")
 
 
 @app.command("prune")
 def prune(
-    cache: CacheFolder = None,
+    cache: CachePlace = None,
     max_size: Annotated[
         str | None,
         typer.Option(
@@ -98,7 +99,7 @@ def prune(
 
 @app.command("verify")
 def verify(
-    cache: CacheFolder = None,
+    cache: CachePlace = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option(
@@ -158,21 +159,20 @@ def verify(
         )
 
 
-def _folder(given: Path | None) -> Path:
-    folder = cache_folder(given)
-    if folder is None:
-        raise UsageError(f"{FOLDER_VARIABLE} says that there is no cache. Give one with --cache.")
-    return folder
-
-
-def _opened(given: Path | None, progress: ProgressPrinter) -> Store:
-    """The cache that the user means.
+def _opened(given: str | None, progress: ProgressPrinter) -> Store:
+    """The cache that the user means, on this machine.
 
     Raises:
-        UsageError: there is none, or something else lies there.
+        UsageError: there is none, something else lies there, or it is a URL.
         CacheError: it cannot be used.
     """
+    if given is not None and "://" in given:
+        raise UsageError(
+            f"--cache {given}: what lies there is shown, pruned and verified by the tools of the service. "
+            "Give a folder, or nothing for this machine's own."
+        )
+    chosen = chosen_cache(given)
+    if chosen is None:
+        raise UsageError(f"{FOLDER_VARIABLE} says that there is no cache. Give one with --cache.")
     progress("cache", "", "reading its entries")
-    from mobile_o_export.cache.store import Store
-
-    return Store.open(_folder(given), partial(progress.done, "cache", ""))
+    return replace(chosen, url=None).open(partial(progress.done, "cache", ""))

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mobile_o_export.atomic import staged_file
+from mobile_o_export.atomic import require_new, staged_file
 from mobile_o_export.cli import screen
-from mobile_o_export.cli.caching import CacheFolder, export_store, limit_bytes
+from mobile_o_export.cli.caching import CachePlace, export_store, limit_bytes, shared_store
 from mobile_o_export.cli.console import ProgressPrinter, megabytes, table
 from mobile_o_export.cli.inspect import CheckpointPath, Lora
 from mobile_o_export.cli.paths import expanded, expanded_all, require_output_file
@@ -24,8 +24,10 @@ from mobile_o_export.cli.plan import (
     memory_limit,
 )
 from mobile_o_export.cli.rows import summary
+from mobile_o_export.cli.sharing import Executor, Jobs, parsed_share, require_consistent
 
 if TYPE_CHECKING:
+    from mobile_o_export.cache.store import Store
     from mobile_o_export.profile import Profile
 
 FROM_CACHE = "from cache"
@@ -35,11 +37,14 @@ def export(
     checkpoint: CheckpointPath,
     target: Targets,
     out: Annotated[
-        Path,
+        Path | None,
         typer.Option(
-            "--out", help="The folder of the bundle; must not exist.", metavar="BUNDLE", callback=expanded
+            "--out",
+            help="The folder of the bundle; must not exist. Required without --shard.",
+            metavar="BUNDLE",
+            callback=expanded,
         ),
-    ],
+    ] = None,
     component: Components = None,
     precision: Precisions = None,
     recipe: RecipeFile = None,
@@ -56,7 +61,7 @@ def export(
     ] = None,
     lora: Lora = None,
     bundle_version: Annotated[str, typer.Option(help="The bundle's version, for the manifest.")] = "0.0.0",
-    cache: CacheFolder = None,
+    cache: CachePlace = None,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Make everything anew, and keep nothing for other exports.")
     ] = False,
@@ -70,15 +75,24 @@ def export(
             callback=expanded,
         ),
     ] = None,
-    jobs: Annotated[
-        int,
+    jobs: Jobs = 1,
+    shard: Annotated[
+        str | None,
         typer.Option(
-            "--jobs",
-            help="Lower and verify so many components at once, each in a process of its own.",
-            min=1,
-            metavar="N",
+            "--shard",
+            help="Make only the I-th of N shares and keep it in the cache, which N machines have in "
+            "common. The export that follows, without --shard, finds everything there.",
+            metavar="I/N",
         ),
-    ] = 1,
+    ] = None,
+    executor: Annotated[
+        Executor,
+        typer.Option(
+            "--executor",
+            help="Where components are lowered and verified: here, or on the nodes of the Ray cluster at "
+            "RAY_ADDRESS, which have checkpoint, goldens and cache in common.",
+        ),
+    ] = Executor.LOCAL,
     max_memory: Annotated[
         str | None,
         typer.Option(
@@ -97,13 +111,21 @@ def export(
     started again, and another one makes only what differs. The bundle is the same without.
 
     With --jobs N, N components at a time are lowered and verified as memory allows; the bundle is the same.
+
+    With --shard I/N, only a share of the work is done, and kept in the cache for the export that follows:
+    on N machines that share one. With --executor ray, a cluster does all of it.
     """
+    share = None if shard is None else parsed_share(shard)
+    require_consistent(out, share, executor, jobs)
     if profile is not None:
         require_output_file("--profile", profile, None)
     with ProgressPrinter() as progress:
         progress("checkpoint", "", "reading its headers")
         from mobile_o_export.checkpoint import Checkpoint
-        from mobile_o_export.export import ParityError, export_bundle
+        from mobile_o_export.cluster import computing, ray_pool
+        from mobile_o_export.export import ExportResult, ParityError, export_bundle
+        from mobile_o_export.exporting.nodes import export_on_nodes
+        from mobile_o_export.exporting.shares import ShareError, ShareResult, export_share
         from mobile_o_export.profile import Profile
         from mobile_o_export.targets import load_targets
 
@@ -111,25 +133,30 @@ def export(
         say = partial(progress.done, "cache", "")
         limit = limit_bytes()
         max_memory_bytes = memory_limit(max_memory)
-        store = export_store(cache, no_cache, out, say)
         targets = load_targets(target, precision or (), recipe)
         opened = Checkpoint.open(checkpoint, lora)
-        failure = None
+        given = (opened, targets, component or (), golden)
+        places = [Path(place) for place in calibration or ()]
+        store: Store | None
+        result: ExportResult | ShareResult
+        failure: ParityError | ShareError | None = None
         try:
-            result = export_bundle(
-                opened,
-                targets,
-                component or (),
-                golden,
-                out,
-                bundle_version,
-                profiled,
-                calibration=[Path(place) for place in calibration or ()],
-                store=store,
-                jobs=jobs,
-                max_memory_bytes=max_memory_bytes,
-            )
-        except ParityError as error:
+            if share is not None:
+                common = store = shared_store(cache, no_cache, "--shard", say)
+                result = export_share(*given, share, common, profiled, places, jobs, max_memory_bytes)
+            else:
+                assert out is not None
+                if executor is Executor.RAY:
+                    require_new(out)
+                    common = store = shared_store(cache, no_cache, "--executor ray", say)
+                    with ray_pool(*computing(), partial(progress.done, "ray", "")) as pool:
+                        export_on_nodes(*given, common, pool, profiled, places, max_memory_bytes)
+                else:
+                    store = export_store(cache, no_cache, out, say)
+                result = export_bundle(
+                    *given, out, bundle_version, profiled, places, store, jobs, max_memory_bytes
+                )
+        except (ParityError, ShareError) as error:
             failure = error
         if profile is not None:
             write_profile(profiled, profile)
@@ -164,7 +191,13 @@ def export(
     )
     screen.result()
     screen.result(summary(result.rows))
-    screen.result(f"\npassed: {len(result.rows)} outputs compared\nbundle: {result.bundle}")
+    screen.result(f"\npassed: {len(result.rows)} outputs compared")
+    if isinstance(result, ShareResult):
+        chains = ", ".join(result.chained) or "left to the export"
+        made = f"{len(result.costs)} of {result.components} components"
+        screen.result(f"share {share}: {made}; chains: {chains}\ncache: {result.cache}")
+    else:
+        screen.result(f"bundle: {result.bundle}")
 
 
 def write_profile(profile: Profile, place: Path) -> None:

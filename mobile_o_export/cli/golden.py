@@ -41,7 +41,7 @@ def record(
         progress("checkpoint", "", "reading its headers")
         from mobile_o_export.atomic import staged_folder
         from mobile_o_export.checkpoint import Checkpoint
-        from mobile_o_export.export import GOLDEN_ROOM_BYTES, record_golden
+        from mobile_o_export.golden.record import GOLDEN_ROOM_BYTES, record_golden
 
         opened = Checkpoint.open(checkpoint, lora)
         with staged_folder(out, GOLDEN_ROOM_BYTES, partial(progress.done, "disk", "")) as folder:

@@ -82,14 +82,16 @@ def plan(
     """
     with ProgressPrinter() as progress:
         progress("checkpoint", "", "reading its headers")
+        from mobile_o_export import memory
         from mobile_o_export.checkpoint import Checkpoint
-        from mobile_o_export.plan import REFUSED_HINT, within_memory
+        from mobile_o_export.plan import REFUSED_HINT, peak_bytes, room_bytes, short_of_memory, within_memory
         from mobile_o_export.plan import plan as make_plan
         from mobile_o_export.targets import load_targets
 
         limit = memory_limit(max_memory)
         targets = load_targets(target, precision or (), recipe)
         items = within_memory(make_plan(Checkpoint.open(checkpoint, lora), targets, component or ()), limit)
+        room, peak, available = room_bytes(items), peak_bytes(items), memory.available_bytes()
     if json_output:
         rows = [
             {
@@ -105,7 +107,8 @@ def plan(
             }
             for item in items
         ]
-        screen.result_json({"schema": 1, "rows": rows})
+        needs = {"room_bytes": room, "memory_bytes": peak, "available_memory_bytes": available}
+        screen.result_json({"schema": 1, **needs, "rows": rows})
     else:
         lines = []
         for item in items:
@@ -131,6 +134,10 @@ def plan(
         )
         total = sum(item.size_bytes for item in items if item.request is not None)
         screen.result(f"\nestimated size of all files: {megabytes(total)}")
+        screen.result(f"free space that an export asks for: {megabytes(room)}")
+        screen.result(f"its peak memory: {megabytes(peak)}; available here: {megabytes(available)}")
+    if short := short_of_memory(items, available):
+        screen.message(short)
     if refused := [item for item in items if item.refusal]:
         raise UnsupportedError(
             f"{len(refused)} of {len(items)} cannot be exported, the first: {refused[0].target}, "

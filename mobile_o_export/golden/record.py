@@ -13,12 +13,12 @@ import numpy as np
 
 from mobile_o_export.backends.versions import installed
 from mobile_o_export.components.registry import COMPONENT_NAMES, component
-from mobile_o_export.golden.requests import Describe, Edit, Generate, Requests
+from mobile_o_export.golden.requests import Describe, Edit, Generate, Requests, load_requests
 from mobile_o_export.golden.store import AnswerChain, DrawingChain, Recorder
 from mobile_o_export.parity.metrics import Array
 from mobile_o_export.pipelines.noise import initial_latent
 from mobile_o_export.pipelines.runner import Runner, Runners
-from mobile_o_export.progress import Say
+from mobile_o_export.progress import Progress, Say
 from mobile_o_export.reference import TorchRunners, settings, torch_pipeline
 from mobile_o_export.tokenizer import Tokenizer
 
@@ -30,6 +30,9 @@ CONTINUED_TOKENS = 2
 
 CANDIDATES = 8
 """Likely tokens kept at each position of an answer: enough to tell a near tie from an error."""
+
+GOLDEN_ROOM_BYTES = 256 * 2**20
+"""A bound on what a recorded golden takes."""
 
 Call = tuple[str, Mapping[str, Array], Mapping[str, Array]]
 
@@ -207,6 +210,13 @@ class GoldenRecording:
 
     def _store(self, value: Array) -> str:
         return self._recorder.store(self._request, value)
+
+
+def record_golden(checkpoint: Checkpoint, prompts: Path | None, folder: Path, progress: Progress) -> None:
+    """Records a golden of ``checkpoint`` on ``prompts`` (the shipped ones if None) into ``folder``."""
+    requests, images = load_requests(prompts)
+    recording = GoldenRecording(checkpoint, images, lambda phrase: progress("golden", "", phrase))
+    recording.record(requests, folder)
 
 
 def truth_of(checkpoint: Checkpoint) -> tuple[dict[str, str], dict[str, str]]:

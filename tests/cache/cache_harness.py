@@ -24,7 +24,7 @@ class Exports:
     folder: Path
     checkpoint: Checkpoint
     golden: Path | None
-    components: tuple[str, ...] = ("mcp", "dit")
+    components: tuple[str, ...] = ("mcp", "vae_decoder")
     targets: list[Target] = field(default_factory=lambda: load_targets(["tensorrt-orin"]))
     made: list[str] = field(default_factory=list)
     said: list[str] = field(default_factory=list)

@@ -13,7 +13,8 @@ import pytest
 
 from mobile_o_export import atomic
 from mobile_o_export.cache.entry import INDEX, Entry
-from mobile_o_export.cache.store import MARKER, CacheError, Store
+from mobile_o_export.cache.layout import MARKER, CacheError
+from mobile_o_export.cache.store import Store
 from mobile_o_export.errors import UsageError
 
 PARTS = {"checkpoint": "a", "options": {"x": 1, "y": [1.5, None]}}

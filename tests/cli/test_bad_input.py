@@ -289,7 +289,7 @@ def test_plan_shows_what_it_refuses(
     else:
         assert f"refused: {refusal}" in outcome.out
         assert outcome.out.count("skipped: not needed") == 4
-        assert outcome.out.endswith("estimated size of all files: 0.0 MB\n")
+        assert "\nestimated size of all files: 0.0 MB\n" in outcome.out
 
 
 def test_export_refuses_what_plan_refuses(

@@ -11,7 +11,7 @@ from cli_harness import Cli
 
 from mobile_o_export.backends.onnx.backend import OnnxBackend
 from mobile_o_export.cache.store import MARKER, Store
-from mobile_o_export.cli.caching import cache_folder
+from mobile_o_export.cli.caching import Chosen, chosen_cache
 from mobile_o_export.errors import UsageError
 
 PART = ("--component", "mcp", "--target", "tensorrt-orin")
@@ -192,22 +192,26 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr("sys.platform", "linux")
-    assert cache_folder(None) == tmp_path / ".cache" / "mobile-o-export"
+    assert chosen_cache(None) == Chosen(tmp_path / ".cache" / "mobile-o-export")
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert cache_folder(None) == tmp_path / ".cache" / "mobile-o-export"
+    assert chosen_cache(None) == Chosen(tmp_path / ".cache" / "mobile-o-export")
     monkeypatch.setenv("XDG_CACHE_HOME", "/var/xdg")
-    assert cache_folder(None) == Path("/var/xdg/mobile-o-export")
+    assert chosen_cache(None) == Chosen(Path("/var/xdg/mobile-o-export"))
+    assert chosen_cache("s3://bucket/cache") == Chosen(Path("/var/xdg/mobile-o-export"), "s3://bucket/cache")
     monkeypatch.setattr("sys.platform", "darwin")
-    assert cache_folder(None) == tmp_path / "Library" / "Caches" / "mobile-o-export"
+    assert chosen_cache(None) == Chosen(tmp_path / "Library" / "Caches" / "mobile-o-export")
     monkeypatch.setenv("MOBILE_O_EXPORT_CACHE", "~/mine")
-    assert cache_folder(None) == tmp_path / "mine"
-    assert cache_folder(Path("given")) == Path("given")
+    assert chosen_cache(None) == Chosen(tmp_path / "mine")
+    assert chosen_cache("given") == Chosen(Path("given"))
+    assert chosen_cache("~/given") == Chosen(tmp_path / "given")
+    monkeypatch.setenv("MOBILE_O_EXPORT_CACHE", "gs://bucket")
+    assert chosen_cache(None) == Chosen(tmp_path / "Library" / "Caches" / "mobile-o-export", "gs://bucket")
     monkeypatch.setenv("MOBILE_O_EXPORT_CACHE", "off")
-    assert cache_folder(None) is None
+    assert chosen_cache(None) is None
     monkeypatch.delenv("MOBILE_O_EXPORT_CACHE")
     monkeypatch.setattr(Path, "home", _homeless)
     with pytest.raises(UsageError, match="no home folder to keep a cache in"):
-        cache_folder(None)
+        chosen_cache(None)
 
 
 def _homeless() -> Path:

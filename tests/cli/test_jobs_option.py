@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from cli_harness import REPOSITORY, Cli, finish, start
 from shared_exports import tree
 
+from mobile_o_export import memory
 from mobile_o_export.errors import GateError, LoweringError, UnsupportedError
 from mobile_o_export.exporting import lowering
 from mobile_o_export.progress import Say
 
 ONE = ("--target", "tensorrt-orin", "--component", "mcp")
-TWO = (*ONE, "--component", "dit")
-TARGETS = ("--component", "mcp", "--target", "litert-cpu", "--target", "coreml-ane")
+TWO = (*ONE, "--target", "onnx-cpu")
+TARGETS = ("--component", "mcp", "--target", "onnx-cpu", "--target", "tensorrt-orin")
 UNCOMPRESSED = ("--precision", "uncompressed")
 
 
@@ -42,32 +46,30 @@ def test_the_bundle_is_the_same_whatever_is_done_at_once(
     given = ("export", reference_folder, *TARGETS, *UNCOMPRESSED, "--golden", golden)
     alone = cli(*given, "--no-cache", "--out", place / "alone")
     assert alone.code == 0, alone.err
-    several = cli(*given, "--no-cache", "--jobs", 3, "--out", place / "several")
-    assert several.code == 0, several.err
     # So little that each waits for the one before; and what is made is kept.
     cache = ("--cache", tmp_path / "cache", "--jobs", 3)
     kept = cli(*given, *cache, "--max-memory", "1GB", "--out", place / "kept")
     assert kept.code == 0, kept.err
     # Once while they are lowered, and once while they are verified.
-    assert kept.err.count("jobs: 1 at once instead of 3: coreml-ane, mcp waits for memory") == 2
+    assert kept.err.count("jobs: 1 at once instead of 3: tensorrt-orin, mcp waits for memory") == 2
     again = cli(*given, *cache, "--out", place / "again")
     assert again.err.count("from the cache") == 4
-    assert tree(place / "alone") == tree(place / "several") == tree(place / "kept") == tree(place / "again")
+    assert tree(place / "alone") == tree(place / "kept") == tree(place / "again")
     # The table of costs, then that of verdicts.
-    rows = [line.split()[0] for line in several.out.splitlines() if line.split()[1:2] == ["mcp"]]
-    assert rows == ["litert-cpu", "coreml-ane"] * 2
+    rows = [line.split()[0] for line in kept.out.splitlines() if line.split()[1:2] == ["mcp"]]
+    assert rows == ["onnx-cpu", "tensorrt-orin"] * 2
 
 
 # --- workers that fail ---
 
 
 def killed_after_the_first(task: lowering.LowerTask, say: Say) -> Any:
-    if task.component == "mcp":
+    if task.target == "tensorrt-orin":
         return lowering.lower_in_worker(task, say)
-    say("exporting denoise")
+    say("exporting project")
     task.place.mkdir()
     (task.place / "half.onnx").write_bytes(b"half")
-    while not (task.place.parent / "mcp").exists():
+    while not (task.place.parents[1] / "tensorrt-orin" / "mcp").exists():
         time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("killed")
@@ -87,7 +89,8 @@ def test_a_killed_worker_is_told_and_the_next_export_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(lowering, "lower_in_worker", killed_after_the_first)
         cli(*given).refused(
-            "tensorrt-orin, dit: its process was killed by SIGKILL (out of memory?) while exporting denoise",
+            "onnx-cpu, mcp: its process was killed by SIGKILL (out of memory?)",
+            "while exporting project",
             "fewer --jobs",
             "goes on from there",
         )
@@ -197,7 +200,7 @@ def working(
         start_new_session=True,
         env={**os.environ, "TMPDIR": str(tmp_path / "temporary"), "PYTHONPATH": str(REPOSITORY)},
     )
-    while len(list(place.glob("*.partial/tensorrt-orin/.*"))) < 2:
+    while len(list(place.glob("*.partial/*/.mcp"))) < 2:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -216,15 +219,14 @@ def ended(children: list[Path]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_export_ends_its_workers_and_leaves_nothing(
-    working: tuple[subprocess.Popen[str], list[Path]], place: Path, tmp_path: Path, number: int
+    working: tuple[subprocess.Popen[str], list[Path]], place: Path, tmp_path: Path
 ) -> None:
     process, children = working
     # As a terminal does: to every process of the command.
-    os.killpg(process.pid, number)
+    os.killpg(process.pid, signal.SIGINT)
     outcome = finish(process)
-    assert (outcome.code, outcome.out) == (128 + number, "")
+    assert (outcome.code, outcome.out) == (130, "")
     *progress, last = outcome.err.splitlines()
     assert last == "interrupted; nothing half-written was left behind"
     assert all(line.startswith("[") for line in progress), outcome.err
@@ -263,6 +265,31 @@ def test_what_needs_more_memory_is_refused_before_any_work(
     assert phrases[0].removeprefix("tensorrt-orin, mcp: ") in planned.out
     assert phrases[0] in planned.err
     assert cli("plan", reference_folder, *ONE, "--max-memory", "2GB").code == 0
+
+
+def test_too_little_memory_and_the_room_on_disk_are_said_beforehand(
+    cli: Cli, reference_folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("plan", reference_folder, *ONE)
+    enough = cli(*asked, "--json")
+    assert enough.err == ""
+    needs = json.loads(enough.out)
+    (row,) = needs["rows"]
+    assert needs["memory_bytes"] == row["memory_bytes"] < needs["available_memory_bytes"]
+    # A golden, and the files beside the parts that they are merged from.
+    assert needs["room_bytes"] == 2**28 + 2.5 * row["size_bytes"]
+    monkeypatch.setattr(memory, "available_bytes", lambda: 500_000_000)
+    short = "1 of 1 need more memory than the 0.5 GB that are available here, most tensorrt-orin, mcp: 0.7 GB"
+    planned = cli(*asked)
+    assert planned.code == 0
+    assert short in planned.err
+    assert "its peak memory: 700" in planned.out
+    assert "available here: 500.0 MB" in planned.out
+    disk = SimpleNamespace(total=0, used=0, free=2**28)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk)
+    outcome = cli("export", reference_folder, *ONE, "--out", place / "bundle")
+    outcome.refused("needs 0.27 GB and its disk has 0.27 GB free")
+    assert f"memory: {short}" in outcome.err
 
 
 @pytest.mark.parametrize(

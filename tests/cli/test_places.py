@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from cli_harness import Cli, TargetFile
 
-from mobile_o_export import atomic, export
+from mobile_o_export import atomic, plan
 from mobile_o_export.backends.onnx.backend import OnnxBackend
 from mobile_o_export.errors import UsageError
 
@@ -138,8 +138,8 @@ def test_a_disk_that_really_fills_up(
     if os.system(f"mount -t tmpfs -o size=256k tmpfs '{disk}' 2>/dev/null"):
         pytest.skip("mounting is not allowed here")
     try:
-        monkeypatch.setattr(export, "GOLDEN_ROOM_BYTES", 0)
-        monkeypatch.setattr(export, "WORKING_COPIES", 0)
+        monkeypatch.setattr(plan, "GOLDEN_ROOM_BYTES", 0)
+        monkeypatch.setattr(plan, "WORKING_COPIES", 0)
         outcome = cli("export", reference_folder, *PART, "--golden", golden, "--out", disk / "bundle")
         outcome.refused("the disk filled up while it was written; what was written is removed.")
         assert names(disk) == []

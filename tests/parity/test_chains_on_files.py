@@ -10,15 +10,24 @@ from typing import Any
 
 import faults
 import pytest
+import torch
+from PIL import Image
 
 from mobile_o_export.backends.onnx.backend import OnnxBackend
 from mobile_o_export.bundle.chains import NO_CHAIN, verify_chains
-from mobile_o_export.bundle.manifest import read_manifest
+from mobile_o_export.bundle.manifest import PARITY_REPORT, read_manifest
+from mobile_o_export.bundle.outcomes import Outcomes
+from mobile_o_export.bundle.verdicts import ParityReport
 from mobile_o_export.bundle.verify import Wish, verify_bundle
 from mobile_o_export.checkpoint import Checkpoint
 from mobile_o_export.errors import MissingToolError, UsageError
+from mobile_o_export.exporting.chaining import ChainTask, judge_in_worker
 from mobile_o_export.golden import Golden
+from mobile_o_export.parity.chain import CHAIN
 from mobile_o_export.parity.judge import Row, Status
+from mobile_o_export.pipelines.preprocessing import as_picture
+from mobile_o_export.progress import silent
+from mobile_o_export.workers import run_alone
 
 TARGET = "tensorrt-orin"
 CASE = "cube"
@@ -169,3 +178,19 @@ def test_a_bundle_without_a_task_s_components_has_no_chain(copy: Path) -> None:
         verify_bundle(copy, Wish([TARGET], chains=True), lambda *_: None)
     others = verify_bundle(copy, Wish(components=("mcp",)), lambda *_: None)
     assert others
+
+
+def test_a_process_of_its_own_judges_them_alike(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    task = ChainTask(bundle, manifest, Golden.open(bundle / "golden"), TARGET, torch.get_num_threads())
+    judged = run_alone(judge_in_worker, task, silent).result
+    report = ParityReport.model_validate_json((bundle / PARITY_REPORT).read_text())
+    assert judged.rows == [row for row in report.rows if row.target == TARGET and row.component == CHAIN]
+    kept = [outcome for outcome in Outcomes.read(bundle).outcomes if outcome.target == TARGET]
+    assert [chain.name for chain, _ in judged.results] == [outcome.case for outcome in kept]
+    for (_, result), outcome in zip(judged.results, kept, strict=True):
+        assert outcome.answer == (result if isinstance(result, str) else None)
+        if not isinstance(result, str):
+            assert outcome.picture is not None
+            with Image.open(bundle / outcome.picture) as picture:
+                assert picture.tobytes() == as_picture(result).tobytes()
