@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +17,7 @@ from mobile_o_export.cli.inspect import CheckpointPath, Lora
 from mobile_o_export.cli.paths import expanded, expanded_name, require_output_file, require_replaceable
 from mobile_o_export.cli.plan import Components, RecordedGolden
 from mobile_o_export.cli.quantities import size_bytes
+from mobile_o_export.cli.sharing import Executor, Jobs, require_one_executor
 from mobile_o_export.errors import UsageError
 
 SENSITIVITIES = "sensitivities.jsonl"
@@ -61,6 +63,15 @@ def tune(
     ] = None,
     golden: RecordedGolden = None,
     lora: Lora = None,
+    jobs: Jobs = 1,
+    executor: Annotated[
+        Executor,
+        typer.Option(
+            "--executor",
+            help="Where errors are measured: here, or on the nodes of the Ray cluster at RAY_ADDRESS, which "
+            "have checkpoint and golden in common.",
+        ),
+    ] = Executor.LOCAL,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the recipe, its numbers and its chart.")
     ] = False,
@@ -84,13 +95,19 @@ def tune(
     cache = out.with_name(SENSITIVITIES)
     for path in (*outcome_paths(out), cache):
         require_output_file("--out", path, None)
+    require_one_executor(executor, jobs)
+    if executor is Executor.RAY and golden is None:
+        raise UsageError("--executor ray needs a --golden that all nodes find; 'golden record' makes one.")
     for path in outcome_paths(out):
         require_replaceable("--out", path, overwrite)
     with ProgressPrinter() as progress:
         progress("checkpoint", "", "reading its headers")
+        from mobile_o_export import memory
         from mobile_o_export.checkpoint import Checkpoint
-        from mobile_o_export.export import record_golden
+        from mobile_o_export.cluster import computing, ray_pool
         from mobile_o_export.golden import Golden
+        from mobile_o_export.golden.record import record_golden
+        from mobile_o_export.jobs import Pool
         from mobile_o_export.precision import Precision
         from mobile_o_export.targets import load_target
         from mobile_o_export.tuning.tune import Goal
@@ -102,18 +119,25 @@ def tune(
         except ValueError as error:
             raise UsageError(f"{error}.") from error
         opened = Checkpoint.open(checkpoint, lora)
-        with TemporaryDirectory(prefix="mobile-o-golden-") as place:
+        with ExitStack() as stack:
+            place = golden or Path(stack.enter_context(TemporaryDirectory(prefix="mobile-o-golden-")))
             if golden is None:
-                record_golden(opened, None, Path(place), progress)
+                record_golden(opened, None, place, progress)
+            pool = None
+            if executor is Executor.RAY:
+                pool = stack.enter_context(ray_pool(*computing(), partial(progress.done, "ray", "")))
+            elif jobs > 1:
+                pool = Pool(jobs, memory.available_bytes(), partial(progress.done, "jobs", ""))
             found = run(
                 opened,
                 chosen,
                 component or (),
                 candidates,
-                Golden.open(golden or Path(place)),
+                Golden.open(place),
                 Goal(goal_bytes, min_snr),
                 cache,
                 progress,
+                pool,
             )
         asked = f"--budget {budget}" if budget is not None else f"--min-snr {min_snr:g}"
         write_outcome(found, chosen.name, asked, out, partial(progress.done, "disk", ""))

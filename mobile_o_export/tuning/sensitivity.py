@@ -221,39 +221,67 @@ class Sensitivities:
             file.write(text)
 
 
+@dataclass(frozen=True)
+class Question:
+    """How much error one weight at one precision causes.
+
+    Attributes:
+        weight: its name.
+        candidate: as it was offered.
+        form: how the weight is stored at it.
+        key: of the answer among sensitivities.
+    """
+
+    weight: str
+    candidate: Precision
+    form: Form
+    key: str
+
+
+def questions(
+    bench: Bench, component: str, golden: Golden, candidates: Sequence[Precision]
+) -> Iterator[Question]:
+    """One for each weight of ``component`` and each of ``candidates`` that makes it smaller, by weight."""
+    for name, weight in bench.weights.items():
+        shape = tuple(weight.shape)
+        digest = sha256(weight.detach().contiguous().numpy().tobytes()).hexdigest()
+        for candidate in candidates:
+            form = Form.saving(candidate, shape)
+            if form is not None:
+                content = (
+                    f"{component} {name} {golden.index.sha256} {digest} {shape} {form.precision} {VERSION}"
+                )
+                yield Question(name, candidate, form, sha256(content.encode()).hexdigest())
+
+
+def answer(bench: Bench, question: Question) -> Noise:
+    """What the weight alone adds, on ``FEW`` cases of each function."""
+    try:
+        with bench.swapped({question.weight: question.form}):
+            return bench.noise(few=True)
+    except GateError:
+        return {"weight": NOT_FINITE}
+
+
 def measure_options(
     bench: Bench,
     component: str,
-    golden: Golden,
     floating: Precision,
-    candidates: Sequence[Precision],
+    asked: Sequence[Question],
     known: Sensitivities,
     say: Say,
 ) -> dict[str, tuple[Option, ...]]:
-    """For each weight its options: floating point, and every candidate that makes it smaller and that an
-    export would let pass.
-    """
-    found: dict[str, tuple[Option, ...]] = {}
-    for index, (name, weight) in enumerate(bench.weights.items()):
-        shape = tuple(weight.shape)
-        digest = sha256(weight.detach().contiguous().numpy().tobytes()).hexdigest()
-        options = [Option(floating, weight.numel() * floating.weight_bits // 8, {})]
-        for candidate in candidates:
-            form = Form.saving(candidate, shape)
-            if form is None:
-                continue
-            content = f"{component} {name} {golden.index.sha256} {digest} {shape} {form.precision} {VERSION}"
-            key = sha256(content.encode()).hexdigest()
-            noise = known.get(key)
-            if noise is None:
-                say(f"{candidate} of weight {index + 1} of {len(bench.weights)}")
-                try:
-                    with bench.swapped({name: form}):
-                        noise = bench.noise(few=True)
-                except GateError:
-                    noise = {"weight": NOT_FINITE}
-                known.add(key, component, name, form.precision, noise)
-            if worst(noise) < NOT_FINITE:
-                options.append(Option(candidate, form.size_bytes, noise))
-        found[name] = tuple(options)
-    return found
+    """For each weight its options: floating point, and those asked for that an export would let pass."""
+    found = {
+        name: [Option(floating, weight.numel() * floating.weight_bits // 8, {})]
+        for name, weight in bench.weights.items()
+    }
+    for index, question in enumerate(asked):
+        noise = known.get(question.key)
+        if noise is None:
+            say(f"{question.candidate} of a weight, {index + 1} of {len(asked)}")
+            noise = answer(bench, question)
+            known.add(question.key, component, question.weight, question.form.precision, noise)
+        if worst(noise) < NOT_FINITE:
+            found[question.weight].append(Option(question.candidate, question.form.size_bytes, noise))
+    return {name: tuple(options) for name, options in found.items()}

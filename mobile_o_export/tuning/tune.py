@@ -19,12 +19,14 @@ from mobile_o_export.plan import PlanItem, outlined_module, plan, refusal_of
 from mobile_o_export.precision import Precision
 from mobile_o_export.progress import Done, Progress
 from mobile_o_export.tuning.allocate import Allocation, frontier, within_budget, within_noise
-from mobile_o_export.tuning.sensitivity import Bench, Option, Sensitivities, measure_options, worst
+from mobile_o_export.tuning.asking import ask, bench_of
+from mobile_o_export.tuning.sensitivity import Option, Sensitivities, measure_options, questions, worst
 
 if TYPE_CHECKING:
     from mobile_o_export.backends.base import Backend
     from mobile_o_export.checkpoint import Checkpoint
     from mobile_o_export.golden import Golden
+    from mobile_o_export.jobs import Pool
     from mobile_o_export.targets import Target
 
 TIGHTER = 0.9
@@ -78,6 +80,7 @@ def tune(
     goal: Goal,
     cache: Path,
     progress: Progress,
+    pool: Pool | None = None,
 ) -> tuple[Tuned, ...]:
     """Tunes the chosen components (all that ``target`` does not skip where none are named).
 
@@ -91,6 +94,8 @@ def tune(
         goal: what to reach.
         cache: the file of measured sensitivities.
         progress: told what happens.
+        pool: measures sensitivities in processes of their own; None to do it in this one. The numbers are
+            the same.
 
     Raises:
         UsageError: the backend does a candidate for none of the components, or not all of them together;
@@ -110,7 +115,9 @@ def tune(
         )
     known, calibration = Sensitivities(cache), Calibration(checkpoint, [golden])
     parts = {
-        item.component: _Part(item, vendor, checkpoint, golden, own, calibration, known, progress)
+        item.component: _Part(
+            item, target, vendor, checkpoint, golden, own, calibration, known, progress, pool
+        )
         for item, own in choices
     }
     if goal.budget_bytes is not None:
@@ -187,6 +194,7 @@ class _Part:
     def __init__(
         self,
         item: PlanItem,
+        target: Target,
         vendor: Backend,
         checkpoint: Checkpoint,
         golden: Golden,
@@ -194,6 +202,7 @@ class _Part:
         calibration: Calibration,
         known: Sensitivities,
         progress: Progress,
+        pool: Pool | None,
     ) -> None:
         assert item.request is not None
         self.name = item.component
@@ -203,11 +212,12 @@ class _Part:
         def say(phrase: str) -> None:
             progress(item.target, item.component, phrase)
 
-        options = vendor.graph_options(item.request)
-        calibrated = any(candidate.calibrated_bits for candidate in candidates)
-        statistics = calibration.of(self.name, say) if calibrated else {}
-        self._bench = Bench(item.request.component, checkpoint, options, golden, statistics)
-        self.options = measure_options(self._bench, self.name, golden, self._floating, candidates, known, say)
+        self._bench = bench_of(item.request, vendor, checkpoint, golden, candidates, calibration, say)
+        asked = tuple(questions(self._bench, self.name, golden, candidates))
+        if pool is not None:
+            open_questions = [question for question in asked if known.get(question.key) is None]
+            ask(open_questions, target, item, checkpoint, golden, candidates, known, say, pool)
+        self.options = measure_options(self._bench, self.name, self._floating, asked, known, say)
         self.rest_bytes = self._bench.others * self._floating.weight_bits // 8
         self.frontier = frontier(self.options)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,14 +23,16 @@ from mobile_o_export.compression.form import Form
 from mobile_o_export.compression.recipe import Recipe
 from mobile_o_export.errors import GoldenError, UsageError
 from mobile_o_export.golden import Golden
+from mobile_o_export.jobs import Job, Pool
 from mobile_o_export.plan import plan
 from mobile_o_export.precision import Precision
 from mobile_o_export.reference import TorchRunner
 from mobile_o_export.targets import ComponentPlan, Target, load_target, load_targets, target_names
 from mobile_o_export.tuning import sensitivity
 from mobile_o_export.tuning.outcome import recipe_toml, write_outcome
-from mobile_o_export.tuning.sensitivity import Bench, Sensitivities, measure_options, worst
+from mobile_o_export.tuning.sensitivity import Bench, Sensitivities, measure_options, questions, worst
 from mobile_o_export.tuning.tune import Goal, Tuned, least_bytes, level, offered, tune
+from mobile_o_export.workers import Worker
 
 CANDIDATES = tuple(Precision.parse(name) for name in ("w8", "w6_lut_g16", "w4_lut_g16"))
 """Palettes of 8 bits would be the usual first, and take most of the time."""
@@ -106,9 +109,8 @@ def test_equal_weights_in_different_places_are_measured_each(
     same = [name for name in bench.weights if name.endswith(".attn1.to_q.weight")][:2]
     bench.weights = {name: bench.weights[name] for name in same}
     bench.weights[same[1]].data = bench.weights[same[0]].data.clone()
-    options = measure_options(
-        bench, "dit", small_golden, Precision.FP16, CANDIDATES[2:], Sensitivities(tmp_path / "x"), print
-    )
+    asked = tuple(questions(bench, "dit", small_golden, CANDIDATES[2:]))
+    options = measure_options(bench, "dit", Precision.FP16, asked, Sensitivities(tmp_path / "x"), print)
     one, other = ([option.noise for option in options[name]] for name in same)
     assert len(one) == len(other) == 2
     assert one != other
@@ -126,9 +128,37 @@ def test_a_form_that_no_export_would_let_pass_is_no_option(
     monkeypatch.setattr(check, "INTEGER_MARGIN_DB", -10.0)
     known = Sensitivities(tmp_path / "x")
     candidates = [Precision.parse(name) for name in ("w8", "w6_lut_g16")]
+    asked = tuple(questions(bench, "mcp", small_golden, candidates))
     for _ in ("measured", "known"):
-        options = measure_options(bench, "mcp", small_golden, Precision.FP16, candidates, known, print)
+        options = measure_options(bench, "mcp", Precision.FP16, asked, known, print)
         assert [str(option.precision) for option in options[name]] == ["fp16", "w6_lut_g16"]
+
+
+@pytest.mark.slow
+def test_other_processes_measure_the_same(
+    reference_checkpoint: Checkpoint, target: Target, small_golden: Golden, tmp_path: Path
+) -> None:
+    alone, together = tmp_path / "alone.jsonl", tmp_path / "together.jsonl"
+    goal = Goal(snr_db=40.0)
+    asked = (reference_checkpoint, target, ("mcp",), CANDIDATES, small_golden, goal)
+    said: list[str] = []
+    started: list[Job[Any]] = []
+
+    def start(job: Job[Any]) -> Worker[Any]:
+        started.append(job)
+        return Worker(job.work, job.task, job.say)
+
+    one = tune(*asked, alone, lambda *_: None)
+    other = tune(*asked, together, lambda *_: None, Pool(2, 2**40, said.append, start))
+    assert one == other
+    assert sorted(alone.read_text().splitlines()) == sorted(together.read_text().splitlines())
+    questions = [question for job in started for question in job.task.questions]
+    assert len(started) > 1
+    assert len(questions) == len(alone.read_text().splitlines())
+    # What is known is asked of nobody.
+    started.clear()
+    assert tune(*asked, together, lambda *_: None, Pool(2, 2**40, said.append, start)) == one
+    assert (started, said) == ([], [])
 
 
 def test_a_level_beyond_every_compression_leaves_floating_point(
