@@ -8,6 +8,8 @@
 # make demo-checkpoint  trains the demo's checkpoint again
 # make check   lint, format and types
 PYTHON ?= python3
+# Many processes start here, and each would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
