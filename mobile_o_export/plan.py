@@ -54,6 +54,7 @@ class PlanItem:
         memory_bytes: estimated peak memory.
         refusal: why it cannot be done.
         skip: why the target leaves it out.
+        caution: what a user should know of it; empty where there is nothing.
     """
 
     target: str
@@ -67,6 +68,7 @@ class PlanItem:
     memory_bytes: int = 0
     refusal: str = ""
     skip: str = ""
+    caution: str = ""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -143,6 +145,7 @@ def _item(checkpoint: Checkpoint, target: Target, name: str, names: Sequence[str
         gate = shipped_gates().effective(_precisions(recipe, stored), chosen.gate)
     except ValueError as error:
         raise ConfigError(f"{target.name}, {name}: {error}. Give gate.reason, or another gate.") from error
+    size_bytes = _size_bytes(elements, recipe, stored.values())
     return PlanItem(
         target=target.name,
         component=name,
@@ -151,9 +154,10 @@ def _item(checkpoint: Checkpoint, target: Target, name: str, names: Sequence[str
         forms=stored,
         request=None if refusal else request,
         graphs=tuple(spec.name for spec in component(name).graphs(checkpoint, options)),
-        size_bytes=_size_bytes(elements, recipe, stored.values()),
+        size_bytes=size_bytes,
         memory_bytes=_memory_bytes(checkpoint, request, vendor, stored, elements),
         refusal=refusal,
+        caution="" if refusal else vendor.caution(request, size_bytes),
     )
 
 

@@ -125,7 +125,7 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(
 def test_all_stages_write_a_checkpoint_that_opens(tmp_path: Path) -> None:
     command = [sys.executable, EXAMPLE / "train.py", "--work", tmp_path / "run", "--out", tmp_path / "out"]
     done = subprocess.run(
-        [*command, "--steps", "1", "--batch", "2"],
+        [*command, "--steps", "1", "--batch", "6"],
         capture_output=True,
         text=True,
         check=False,

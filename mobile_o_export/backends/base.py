@@ -156,6 +156,11 @@ class Backend(Protocol):
         """Why ``request`` cannot be carried out, or an empty string; before any work."""
         ...
 
+    def caution(self, request: LowerRequest, size_bytes: int) -> str:
+        """What a user should know of files of about ``size_bytes``, before any work; by itself, nothing."""
+        del request, size_bytes
+        return ""
+
     def lower(self, request: LowerRequest, checkpoint: Checkpoint, folder: Path, progress: Say) -> Artifact:
         """Writes the component into the empty ``folder``."""
         ...

@@ -104,6 +104,7 @@ def plan(
                 "memory_bytes": item.memory_bytes,
                 "refusal": item.refusal,
                 "skip": item.skip,
+                "caution": item.caution,
             }
             for item in items
         ]
@@ -136,6 +137,9 @@ def plan(
         screen.result(f"\nestimated size of all files: {megabytes(total)}")
         screen.result(f"free space that an export asks for: {megabytes(room)}")
         screen.result(f"its peak memory: {megabytes(peak)}; available here: {megabytes(available)}")
+    for item in items:
+        if item.caution:
+            screen.message(f"{item.target}, {item.component}: {item.caution}")
     if short := short_of_memory(items, available):
         screen.message(short)
     if refused := [item for item in items if item.refusal]:

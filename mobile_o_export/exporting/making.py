@@ -122,6 +122,9 @@ class Making:
         """
         items = within_memory(plan(checkpoint, targets, components), max_memory_bytes)
         _require_possible(items, targets)
+        for item in items:
+            if item.caution:
+                progress(item.target, item.component, Done(item.caution))
         available = memory.available_bytes()
         if short := short_of_memory(items, available):
             progress("memory", "", Done(short))

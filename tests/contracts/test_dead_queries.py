@@ -45,12 +45,20 @@ def dead(brief_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory)
     return Checkpoint.open(folder)
 
 
-@pytest.mark.parametrize("name", ["dit", "vae_decoder"])
 @pytest.mark.parametrize(
-    "target_name", ["coreml-ane", "litert-cpu", "litert-gpu", "onnx-cpu", "tensorrt-orin"]
+    ("name", "target_name"),
+    [
+        ("dit", "coreml-ane"),
+        ("vae_decoder", "coreml-ane"),
+        ("dit", "litert-cpu"),
+        ("vae_decoder", "litert-gpu"),
+        ("dit", "onnx-cpu"),
+        ("vae_decoder", "onnx-cpu"),
+        ("vae_decoder", "tensorrt-orin"),
+    ],
 )
 def test_queries_of_zeros_mix_nothing_in(
-    dead: Checkpoint, target_name: str, name: str, shared: SharedExports, tmp_path: Path
+    dead: Checkpoint, name: str, target_name: str, shared: SharedExports, tmp_path: Path
 ) -> None:
     target, part = load_target(target_name), component(name)
     vendor, floating = backend(target.backend), str(target.floating)

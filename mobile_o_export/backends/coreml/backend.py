@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from mobile_o_export.parity.metrics import Array
 
 PACKAGES = ("coremltools",)
+NEURAL_ENGINE_BYTES = 10**9
+"""Of a package. Larger ones were seen on other processors of a phone, with no message; not tried here."""
+
 SYSTEMS = {"iOS": "18", "macOS": "15"}
 """What reads the specification that states and several functions need, as Apple has it; not run here."""
 
@@ -84,6 +87,15 @@ class CoreMLBackend(Backend):
         """Nothing beyond the precision is refused."""
         del request, checkpoint
         return ""
+
+    def caution(self, request: LowerRequest, size_bytes: int) -> str:
+        """Where a package for the Neural Engine is larger than devices were seen to run on it."""
+        if self.options(request).head_chunk is None or size_bytes <= NEURAL_ENGINE_BYTES:
+            return ""
+        return (
+            f"a package of {size_bytes / 1e9:.2f} GB: above 1 GB, devices may leave the Neural Engine for "
+            "the GPU or the CPU and say nothing; fewer bits make it smaller"
+        )
 
     def lower(self, request: LowerRequest, checkpoint: Checkpoint, folder: Path, progress: Say) -> Artifact:
         """Writes ``<component>.mlpackage``, a multifunction package where there are several graphs."""
