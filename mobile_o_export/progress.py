@@ -16,6 +16,11 @@ Progress = Callable[[str, str, str], None]
 """Takes target, component and what is happening now; a :class:`Done` where something is finished."""
 
 
+def said_by(say: Say) -> Progress:
+    """Says what happens, and not to which component: ``say`` is told by who knows."""
+    return lambda _target, _component, phrase: say(phrase)
+
+
 class Begun(str):
     """A phrase for the start of something that goes on until it is :class:`Done`, beside other things."""
 

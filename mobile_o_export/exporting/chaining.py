@@ -21,7 +21,7 @@ from mobile_o_export.parity.metrics import Array
 from mobile_o_export.pipelines.answering import Answer
 from mobile_o_export.pipelines.drawing import Drawing
 from mobile_o_export.plan import PlanItem
-from mobile_o_export.progress import Progress, Say
+from mobile_o_export.progress import Progress, Say, said_by
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,7 @@ def judge_in_worker(task: ChainTask, say: Say) -> Measured[Judged]:
 
     torch.set_num_threads(task.threads)
 
-    def progress(_target: str, _component: str, phrase: str) -> None:
-        say(phrase)
-
-    return measured(lambda: judge(task.folder, task.manifest, task.golden, task.target, progress))
+    return measured(lambda: judge(task.folder, task.manifest, task.golden, task.target, said_by(say)))
 
 
 def judge(folder: Path, manifest: Manifest, golden: Golden, target: str, progress: Progress) -> Judged:

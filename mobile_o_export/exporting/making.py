@@ -83,7 +83,6 @@ class Making:
         items: what it comes to, nothing of it refused.
         golden: what files are compared with; recorded on the shipped prompts if None.
         calibration: further goldens to calibrate activations on.
-        recorded_before: all given goldens, as they were at the start.
         cache: where results are kept.
         pool: what runs jobs.
         progress: told what happens.
@@ -94,7 +93,6 @@ class Making:
     items: Sequence[PlanItem]
     golden: Golden | None
     calibration: Sequence[Golden]
-    recorded_before: Snapshot
     cache: ExportCache
     pool: Pool
     progress: Progress
@@ -140,7 +138,6 @@ class Making:
             items=items,
             golden=None if golden is None else Golden.open(golden),
             calibration=[Golden.open(path) for path in calibration],
-            recorded_before=recorded_before,
             cache=ExportCache(store, checkpoint, require_unchanged),
             pool=Pool(
                 jobs,

@@ -18,11 +18,11 @@ from mobile_o_export.cache.mirror import Mirror
 from mobile_o_export.cache.store import Store
 from mobile_o_export.errors import UnsupportedError
 from mobile_o_export.exporting.making import Making
-from mobile_o_export.exporting.shares import ShareError, ShareResult, make_share, units
+from mobile_o_export.exporting.shares import ShareError, ShareResult, by_target, make_share, units
 from mobile_o_export.jobs import Job, Pool
 from mobile_o_export.parity.judge import Status
 from mobile_o_export.plan import PlanItem, room_bytes
-from mobile_o_export.progress import Done, Progress, Say, silent
+from mobile_o_export.progress import Done, Progress, Say, said_by, silent
 from mobile_o_export.targets import Target
 
 if TYPE_CHECKING:
@@ -83,9 +83,6 @@ def make_unit(task: UnitTask, say: Say) -> UnitResult:
             "other bytes. Use nodes of one kind with the same packages, and start the command on one of them."
         )
 
-    def progress(_target: str, _component: str, phrase: str) -> None:
-        say(phrase)
-
     store = Store.open(task.cache, say, None if task.url is None else Mirror(task.url))
     making = Making.of(
         Checkpoint.open(task.checkpoint, task.lora),
@@ -96,7 +93,7 @@ def make_unit(task: UnitTask, say: Say) -> UnitResult:
         store,
         1,
         None,
-        progress,
+        said_by(say),
     )
     try:
         made = make_share(making, [item for item in making.items if item.key in task.keys], store)
@@ -143,11 +140,7 @@ def export_on_nodes(
         )
     }
     chained = {name for unit in done for name in unit.share.chained}
-    whole = [
-        tuple(item for item in making.items if item.target == name)
-        for name in dict.fromkeys(item.target for item in making.items if item.request is not None)
-        if name in good - chained
-    ]
+    whole = [group for group in by_target(making.items) if group[0].target in good - chained]
     pool.run(_jobs(whole, making, golden, calibration, store, done.append))
     if lost := [name for unit in done for name in unit.names if not store.has(name)]:
         raise CacheError(

@@ -94,7 +94,7 @@ def divided(
 
     Whole targets where there are enough of them, else components.
     """
-    whole = _by_target(items)
+    whole = by_target(items)
     groups = whole if count <= len(whole) else units(items, targets)
     shares: list[list[PlanItem]] = [[] for _ in range(count)]
     loads = [0] * count
@@ -174,7 +174,7 @@ def make_share(making: Making, items: Sequence[PlanItem], store: Store) -> Share
     return result
 
 
-def _by_target(items: Sequence[PlanItem]) -> list[tuple[PlanItem, ...]]:
+def by_target(items: Sequence[PlanItem]) -> list[tuple[PlanItem, ...]]:
     """The items of each target of which anything is exported, what it skips included."""
     found: dict[str, list[PlanItem]] = {}
     for item in items:

@@ -15,7 +15,7 @@ from mobile_o_export.golden import Golden
 from mobile_o_export.jobs import Job, Measured, measured
 from mobile_o_export.parity.judge import Row
 from mobile_o_export.plan import PlanItem
-from mobile_o_export.progress import Done, Progress, Say
+from mobile_o_export.progress import Done, Progress, Say, said_by
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,8 @@ def verify_in_worker(task: VerifyTask, say: Say) -> Measured[list[Row]]:
 
     torch.set_num_threads(task.threads)
 
-    def progress(_target: str, _component: str, phrase: str) -> None:
-        say(phrase)
-
     of = (task.folder, task.manifest, task.golden, task.target, task.component)
-    return measured(lambda: verify_component(*of, progress))
+    return measured(lambda: verify_component(*of, said_by(say)))
 
 
 def told(rows: Sequence[Row], cached: bool) -> Done:
