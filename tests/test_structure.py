@@ -337,6 +337,7 @@ NEEDS_TORCH = (
     "backends.coreml.rewrites",
     "backends.coreml.write",
     "backends.litert.convert",
+    "backends.litert.decompose",
     "backends.litert.encode",
     "backends.litert.write",
     "backends.lowering",
