@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
+from torch.fx import GraphModule
+from torch.fx.graph import _PyTreeCodeGen
 
+from mobile_o_export.backends.decompose import each_kind_once
 from mobile_o_export.components import building
 from mobile_o_export.tensors import TensorSpec
 
@@ -17,12 +21,35 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def unprinted() -> Iterator[None]:
+def quickly() -> Iterator[None]:
+    """Keeps torch from what a conversion can do without, which took more than half of its time."""
+    with _unprinted(), each_kind_once():
+        yield
+
+
+@contextmanager
+def _unprinted() -> Iterator[None]:
     """Has torch write the Python code of a traced graph when something runs it, not each time a pass ends.
 
-    Most of these programs are only walked. Printing and compiling them took a tenth of a conversion.
+    Most of these programs are only walked. torch's own ``_use_lazy_graph_module`` is about few of them.
     """
-    with torch.fx._lazy_graph_module._use_lazy_graph_module(True):
+    write = GraphModule.recompile
+
+    def write_when_run(module: GraphModule) -> None:
+        def forward(module: GraphModule, *args: Any, **kwargs: Any) -> Any:
+            write(module)
+            return type(module).forward(module, *args, **kwargs)
+
+        codegen = module.graph._codegen
+        if isinstance(codegen, _PyTreeCodeGen):
+            module._in_spec, module._out_spec = codegen.pytree_info.in_spec, codegen.pytree_info.out_spec
+        module.__dict__.pop("_code", None)
+        kind = type(module)  # each graph module has a class of its own
+        kind.forward = forward
+        if "__call__" in vars(kind):
+            del kind.__call__  # that of code which was written before
+
+    with patch.object(GraphModule, "recompile", write_when_run):
         yield
 
 

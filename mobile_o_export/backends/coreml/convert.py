@@ -14,7 +14,7 @@ import torch
 
 from mobile_o_export.backends.coreml import rewrites
 from mobile_o_export.backends.coreml.spared import spared
-from mobile_o_export.backends.tracing import dynamic_shapes, unprinted, used_parameters
+from mobile_o_export.backends.tracing import dynamic_shapes, quickly, used_parameters
 from mobile_o_export.components import building
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def convert(
     # Traced in fp32, also where the file declares fp16: coremltools does the casting.
     given = [building.example(tensor.bind(typical)) for tensor in spec.inputs]
     examples = tuple(value.float() if value.is_floating_point() else value for value in given)
-    with torch.no_grad(), unprinted():
+    with torch.no_grad(), quickly():
         # Bare, not wrapped as other converters get it: a buffer's path is the name that its state gets.
         program = torch.export.export(
             graph.eval(),

@@ -19,9 +19,8 @@ import torch
 from torch import nn
 
 from mobile_o_export.backends.litert import flatbuffer
-from mobile_o_export.backends.litert.decompose import each_kind_once
 from mobile_o_export.backends.litert.encode import FENCE
-from mobile_o_export.backends.tracing import Named, unprinted
+from mobile_o_export.backends.tracing import Named, quickly
 from mobile_o_export.components import building
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def convert(graphs: Sequence[tuple[GraphSpec, nn.Module]], weights: Placeholders
     import litert_torch
 
     converter, marks = litert_torch, _Marks(weights)
-    with torch.no_grad(), unprinted(), marks.instead_of_placeholders(), each_kind_once():
+    with torch.no_grad(), quickly(), marks.instead_of_placeholders():
         for spec, module in graphs:
             arguments = dict(
                 zip((tensor.name for tensor in spec.inputs), building.examples(spec), strict=True)

@@ -12,7 +12,7 @@ from mobile_o_export.backends.tracing import (
     Positional,
     dynamic_examples,
     dynamic_shapes,
-    unprinted,
+    quickly,
     used_parameters,
 )
 
@@ -45,7 +45,7 @@ def convert(
     Returns:
         The operators that the file uses.
     """
-    with torch.no_grad(), unprinted():
+    with torch.no_grad(), quickly():
         # A size of 0 or 1 is one among others, as torch.onnx has it when it captures by itself.
         with torch.fx.experimental._config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
             exported = torch.export.export(

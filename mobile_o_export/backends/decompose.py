@@ -1,8 +1,8 @@
 """Decompositions of a program's operations, each kind traced once.
 
-litert-torch (0.10) decomposes a program three times on its way, and ``ExportedProgram.run_decompositions``
-traces all of it each time: two to five milliseconds an operation, two thirds of a conversion. But the layers
-of a model are alike: operations that take tensors of the same dtype, shape and strides, and the same other
+``ExportedProgram.run_decompositions`` traces all of a program, two to five milliseconds an operation, and
+converters call it: litert-torch (0.10) three times on its way, for two thirds of its time. But the layers of
+a model are alike: operations that take tensors of the same dtype, shape and strides, and the same other
 arguments, become the same operations. So those of each kind are decomposed once, side by side in one small
 program and by the same function, and its pieces put where the operations were.
 """

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from mobile_o_export.backends.decompose import each_kind_once
 from mobile_o_export.backends.litert import flatbuffer
-from mobile_o_export.backends.litert.decompose import each_kind_once
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of vendors; lowering keeps them off the terminal
 
