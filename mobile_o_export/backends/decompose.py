@@ -22,6 +22,7 @@ import torch
 from torch._export import utils
 from torch._export.verifier import Verifier
 from torch._guards import detect_fake_mode
+from torch._subclasses import FakeTensor
 from torch.export import ExportedProgram
 from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
 from torch.export.graph_signature import (
@@ -148,7 +149,8 @@ def _kinds_of(program: ExportedProgram, known: dict[Any, _Kind]) -> dict[Node, _
 def _kind_of(node: Node, values: Mapping[Any, Any], known: dict[Any, _Kind]) -> _Kind:
     target: Any = node.target
     inputs = [values[one] for one in _nodes_in(node)]
-    if not all(isinstance(one, torch.Tensor) for one in inputs):
+    # A tensor whose numbers tracing knows may decide by these.
+    if not all(isinstance(one, FakeTensor) and one.constant is None for one in inputs):
         raise _UnlikeError
     key = _named(target), repr(map_arg((node.args, node.kwargs), lambda one: _described(values[one])))
     if key not in known:
