@@ -47,6 +47,10 @@ MARK = "litert_torch.mark_tensor.default"
 """The operator at both ends of what becomes a composite operation; its fourth argument says of which."""
 
 
+ASSERTION = torch.ops.aten._assert_tensor_metadata.default
+"""What a decomposition leaves as it is: it returns nothing."""
+
+
 @contextmanager
 def each_kind_once() -> Iterator[None]:
     """Has programs decomposed by :func:`decompose`, those that it cannot do as before."""
@@ -138,10 +142,10 @@ def _kinds_of(program: ExportedProgram, known: dict[Any, _Kind]) -> dict[Node, _
         for node in program.graph.nodes:
             if node.op == "call_function" and node.target is operator.getitem:
                 values[node] = values[node.args[0]][node.args[1]]
-            elif node.op == "call_function":
+            elif node.op == "call_function" and node.target is not ASSERTION:
                 found[node] = _kind_of(node, values, known)
                 values[node] = found[node].value
-            elif node.op not in ("placeholder", "output"):
+            elif node.op not in ("placeholder", "call_function", "output"):
                 raise _UnlikeError
     return found
 
@@ -307,8 +311,9 @@ def _put_together(program: ExportedProgram, kinds: Mapping[Node, _Kind]) -> Expo
             now[node] = results if kinds[node].several else results[0]
         else:
             now[node] = graph.node_copy(node, now.__getitem__)
-            # Inputs go by the names that the signature has, whatever else they mean in Python.
-            now[node].name, now[node].target = node.name, node.target
+            if node.op == "placeholder":
+                # They go by the names that the signature has, whatever else these mean in Python.
+                now[node].name, now[node].target = node.name, node.target
     given = program.graph_signature
     # Passes before may have changed what is given out, and not told the signature.
     outputs: Any = graph.output_node().args[0]
