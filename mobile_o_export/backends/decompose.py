@@ -134,8 +134,10 @@ def _kinds_of(program: ExportedProgram, known: dict[Any, _Kind]) -> dict[Node, _
     """The kind of every operation but those that only choose an output of another."""
     inputs = [node for node in program.graph.nodes if node.op == "placeholder"]
     values: dict[Any, Any] = {node: node.meta["val"] for node in inputs}
+    if not all(isinstance(value, FakeTensor) for value in values.values()):
+        raise _UnlikeError
     mode = detect_fake_mode(list(values.values()))
-    if mode is None:
+    if mode is None or not all(isinstance(size, int) for value in values.values() for size in value.shape):
         raise _UnlikeError
     found: dict[Node, _Kind] = {}
     with mode, torch.no_grad():

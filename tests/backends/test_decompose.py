@@ -107,6 +107,18 @@ def test_what_is_written_in_place_is_decomposed_whole() -> None:
     assert decomposed.module()(torch.ones(3)).tolist() == [4.0, 4.0, 4.0]
 
 
+def test_a_program_of_any_size_is_decomposed_whole() -> None:
+    """Also where nothing but its inputs' shapes says so."""
+    linear = nn.Linear(8, 8)
+    rows = torch.export.Dim("rows")
+    with torch.no_grad():
+        program = torch.export.export(linear, (torch.ones(5, 8),), dynamic_shapes=({0: rows},), strict=False)
+        with each_kind_once():
+            decomposed = program.run_decompositions(TABLE)
+    x = torch.arange(24.0).reshape(3, 8)
+    torch.testing.assert_close(decomposed.module()(x), linear(x))
+
+
 @pytest.mark.slow
 def test_a_converted_model_computes_the_same(blocks: nn.Module, picture: torch.Tensor) -> None:
     """Through all of the converter's passes, with composite operations that have names of their own."""
