@@ -40,9 +40,10 @@ def _unprinted() -> Iterator[None]:
             write(module)
             return type(module).forward(module, *args, **kwargs)
 
-        codegen = module.graph._codegen
-        if isinstance(codegen, _PyTreeCodeGen):
-            module._in_spec, module._out_spec = codegen.pytree_info.in_spec, codegen.pytree_info.out_spec
+        if isinstance(module.graph._codegen, _PyTreeCodeGen):
+            # Of a program as its users call it: torch reads the names of its arguments off the code.
+            write(module)
+            return
         module.__dict__.pop("_code", None)
         kind = type(module)  # each graph module has a class of its own
         kind.forward = forward
