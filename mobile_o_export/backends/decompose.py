@@ -46,7 +46,6 @@ SOURCE = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node")
 MARK = "litert_torch.mark_tensor.default"
 """The operator at both ends of what becomes a composite operation; its fourth argument says of which."""
 
-
 ASSERTION = torch.ops.aten._assert_tensor_metadata.default
 """What a decomposition leaves as it is: it returns nothing."""
 
@@ -134,10 +133,8 @@ def _kinds_of(program: ExportedProgram, known: dict[Any, _Kind]) -> dict[Node, _
     """The kind of every operation but those that only choose an output of another."""
     inputs = [node for node in program.graph.nodes if node.op == "placeholder"]
     values: dict[Any, Any] = {node: node.meta["val"] for node in inputs}
-    if not all(isinstance(value, FakeTensor) for value in values.values()):
-        raise _UnlikeError
     mode = detect_fake_mode(list(values.values()))
-    if mode is None or not all(isinstance(size, int) for value in values.values() for size in value.shape):
+    if mode is None or not all(_is_static(value) for value in values.values()):
         raise _UnlikeError
     found: dict[Node, _Kind] = {}
     with mode, torch.no_grad():
@@ -150,6 +147,11 @@ def _kinds_of(program: ExportedProgram, known: dict[Any, _Kind]) -> dict[Node, _
             elif node.op not in ("placeholder", "call_function", "output"):
                 raise _UnlikeError
     return found
+
+
+def _is_static(value: Any) -> bool:
+    """Whether an input is a tensor of one size."""
+    return isinstance(value, FakeTensor) and all(isinstance(size, int) for size in value.shape)
 
 
 def _kind_of(node: Node, values: Mapping[Any, Any], known: dict[Any, _Kind]) -> _Kind:
@@ -205,17 +207,16 @@ def _decompose_kinds(kinds: list[_Kind], table: Table, whole: Whole) -> None:
     """Decomposes one operation of each kind, in one program of which they are the outputs."""
     graph = Graph()
     inputs = _Inputs(graph)
+    given = [inputs.take(kind.inputs) for kind in kinds]
     outputs: list[Node] = []
-    for kind in kinds:
-        kind.placeholders = inputs.take(kind.inputs)
-    for kind in kinds:
-        called = graph.call_function(kind.target, *_taking(kind.placeholders, kind.arguments))
+    for kind, nodes in zip(kinds, given, strict=True):
+        called = graph.call_function(kind.target, *_taking(nodes, kind.arguments))
         called.meta["val"] = kind.value
         returned = [called]
         if kind.several:
             returned = [graph.call_function(operator.getitem, (called, at)) for at in range(len(kind.value))]
-        for node, value in zip(returned, kind.values, strict=True):
-            node.meta["val"] = value
+            for node, value in zip(returned, kind.values, strict=True):
+                node.meta["val"] = value
         outputs += returned
     graph.output(tuple(outputs))
     result = whole(_program(graph, inputs.all, outputs), table).graph
@@ -225,8 +226,8 @@ def _decompose_kinds(kinds: list[_Kind], table: Table, whole: Whole) -> None:
         raise _UnlikeError
     now = dict(zip(inputs.all, taken, strict=True))
     order = {node: number for number, node in enumerate(result.nodes)}
-    for kind in kinds:
-        kind.placeholders = [now[node] for node in kind.placeholders]
+    for kind, nodes in zip(kinds, given, strict=True):
+        kind.placeholders = [now[node] for node in nodes]
         kind.results, made = made[: len(kind.values)], made[len(kind.values) :]
         kind.piece = sorted(_behind(kind.results), key=order.__getitem__)
         values = [node.meta["val"] for node in kind.results]
